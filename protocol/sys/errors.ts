@@ -1,0 +1,56 @@
+/**
+ * A failed system call: which call, on what, and the kernel's errno. This is the "host's fault" class of error; what a
+ * peer or a guest did wrong has classes of its own.
+ */
+
+import { getSystemErrorMap } from 'node:util';
+
+/** errno numbers this suite compares with (asm-generic/errno-base.h, errno.h; the same on x86-64 and arm64). */
+export const EPERM = 1;
+export const ENOENT = 2;
+export const EINTR = 4;
+export const EIO = 5;
+export const EBADF = 9;
+export const EAGAIN = 11;
+export const ENOMEM = 12;
+export const EFAULT = 14;
+export const EBUSY = 16;
+export const EEXIST = 17;
+export const EINVAL = 22;
+export const ENOTTY = 25;
+export const EFBIG = 27;
+export const ENOSPC = 28;
+export const EPIPE = 32;
+export const ENOSYS = 38;
+export const EOPNOTSUPP = 95;
+export const EADDRINUSE = 98;
+export const ECONNREFUSED = 111;
+export const ECANCELED = 125;
+
+const errnoTable = getSystemErrorMap();
+
+/** The name of an errno (`ENOSPC`), or `errno N` where the platform has none. */
+export function errnoName(errno: number): string {
+  return errnoTable.get(-errno)?.[0] ?? `errno ${errno}`;
+}
+
+/** The kernel's sentence for an errno, such as `no space left on device`. */
+export function errnoText(errno: number): string {
+  return errnoTable.get(-errno)?.[1] ?? `error ${errno}`;
+}
+
+/** A system call failed. `code` is the errno's name, `errno` its number, `syscall` the call's name. */
+export class SysError extends Error {
+  override readonly name = 'SysError';
+  readonly code: string;
+  readonly errno: number;
+  readonly syscall: string;
+
+  constructor(syscall: string, errno: number, what?: string) {
+    const where = what === undefined ? syscall : `${syscall} ${what}`;
+    super(`${where}: ${errnoText(errno)} (${errnoName(errno)})`);
+    this.code = errnoName(errno);
+    this.errno = errno;
+    this.syscall = syscall;
+  }
+}

@@ -1,0 +1,139 @@
+/** File descriptors with one owner each, and the questions the suite asks of a descriptor that a peer sent. */
+
+import { EPERM, SysError } from './errors.ts';
+import { checked, lastErrno, libc } from './libc.ts';
+import { allocatePinned } from './pinned.ts';
+
+const O_CLOEXEC = 0x80000;
+const EPOLL_CLOEXEC = 0x80000;
+const EPOLL_CTL_ADD = 1;
+const EPOLLIN = 1;
+const EFD_CLOEXEC = 0x80000;
+const EFD_NONBLOCK = 0x800;
+const MFD_CLOEXEC = 1;
+const MFD_ALLOW_SEALING = 2;
+const F_ADD_SEALS = 1033;
+const F_DUPFD_CLOEXEC = 1030;
+const F_GETFL = 3;
+const F_SEAL_SHRINK = 2;
+const F_SEAL_GROW = 4;
+const AT_EMPTY_PATH = 0x1000;
+const STATX_BASIC = 0x7ff;
+const STATX_DIOALIGN = 0x2000;
+const S_IFMT = 0o170000;
+
+export const S_IFREG = 0o100000;
+export const S_IFBLK = 0o060000;
+export const S_IFSOCK = 0o140000;
+export const S_IFIFO = 0o010000;
+export const S_IFCHR = 0o020000;
+
+/** What statx says of a descriptor. Sizes in bytes; dioAlign fields are 0 where O_DIRECT is not supported or unknown. */
+export interface FdStat {
+  /** S_IFREG and so on; 0 for descriptors without a type (eventfd). */
+  readonly type: number;
+  readonly size: number;
+  readonly blockSize: number;
+  readonly dioMemoryAlign: number;
+  readonly dioOffsetAlign: number;
+  readonly deviceMajor: number;
+  readonly deviceMinor: number;
+}
+
+const statBuffer = allocatePinned(256);
+const epollEvent = allocatePinned(16);
+
+/** A file descriptor with exactly one owner. `close` is idempotent; `take` hands the number to a new owner. */
+export class OwnedFd {
+  #fd: number;
+
+  constructor(fd: number) {
+    this.#fd = fd;
+  }
+
+  /** The descriptor's number. @throws Error - it was closed or taken (our mistake) */
+  get fd(): number {
+    if (this.#fd < 0) throw new Error('use of a closed file descriptor');
+    return this.#fd;
+  }
+
+  get isOpen(): boolean {
+    return this.#fd >= 0;
+  }
+
+  /** Gives the descriptor up without closing it. */
+  take(): number {
+    const fd = this.fd;
+    this.#fd = -1;
+    return fd;
+  }
+
+  /** A second descriptor of the same open file. */
+  duplicate(): OwnedFd {
+    return new OwnedFd(checked(libc.fcntl(this.fd, F_DUPFD_CLOEXEC, 0), 'fcntl', 'F_DUPFD_CLOEXEC'));
+  }
+
+  close(): void {
+    if (this.#fd < 0) return;
+    libc.close(this.#fd);
+    this.#fd = -1;
+  }
+}
+
+/** Opens a path with the given O_ flags (O_CLOEXEC is added). @throws SysError - named after the path */
+export function openFile(path: string, flags: number, mode = 0o600): OwnedFd {
+  return new OwnedFd(checked(libc.open(path, flags | O_CLOEXEC, mode), 'open', path));
+}
+
+/** A new eventfd with counter 0, non-blocking. */
+export function createEventFd(): OwnedFd {
+  return new OwnedFd(checked(libc.eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), 'eventfd'));
+}
+
+/** A new memfd of `length` bytes whose size is sealed: nobody who gets it can truncate it under a mapping. */
+export function createSealedMemfd(name: string, length: number): OwnedFd {
+  const memfd = new OwnedFd(checked(libc.memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING), 'memfd_create'));
+  try {
+    checked(libc.ftruncate(memfd.fd, length), 'ftruncate', `${name} to ${length} bytes`);
+    checked(libc.fcntl(memfd.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW), 'fcntl', 'F_ADD_SEALS');
+    return memfd;
+  } catch (error) {
+    memfd.close();
+    throw error;
+  }
+}
+
+/** Stats a descriptor. @throws SysError - EBADF and the like */
+export function statFd(fd: number): FdStat {
+  checked(libc.statx(fd, '', AT_EMPTY_PATH, STATX_BASIC | STATX_DIOALIGN, statBuffer.address), 'statx', `fd ${fd}`);
+  const d = statBuffer.data;
+  const hasDio = (d.getUint32(0, true) & STATX_DIOALIGN) !== 0;
+  return {
+    type: d.getUint16(28, true) & S_IFMT,
+    size: Number(d.getBigUint64(40, true)),
+    blockSize: d.getUint32(4, true),
+    deviceMajor: d.getUint32(128, true),
+    deviceMinor: d.getUint32(132, true),
+    dioMemoryAlign: hasDio ? d.getUint32(152, true) : 0,
+    dioOffsetAlign: hasDio ? d.getUint32(156, true) : 0,
+  };
+}
+
+/** The file status flags (O_NONBLOCK and so on) of a descriptor. */
+export function statusFlags(fd: number): number {
+  return checked(libc.fcntl(fd, F_GETFL, 0), 'fcntl', 'F_GETFL');
+}
+
+/** Whether the event loop can watch this descriptor: false for regular files and directories (epoll says EPERM). */
+export function isPollable(fd: number): boolean {
+  const epoll = new OwnedFd(checked(libc.epoll_create1(EPOLL_CLOEXEC), 'epoll_create1'));
+  try {
+    epollEvent.data.setUint32(0, EPOLLIN, true);
+    if (libc.epoll_ctl(epoll.fd, EPOLL_CTL_ADD, fd, epollEvent.address) === 0) return true;
+    const errno = lastErrno();
+    if (errno === EPERM) return false;
+    throw new SysError('epoll_ctl', errno, `fd ${fd}`);
+  } finally {
+    epoll.close();
+  }
+}

@@ -1,0 +1,46 @@
+/** Readiness of descriptors on the event loop of this thread. Level-triggered: what is left unread is reported again. */
+
+import { type PollHandle, pollHandle } from './libc.ts';
+import { isPollable } from './owned-fd.ts';
+
+/** A watch of one descriptor. Close it before the descriptor. */
+export class Watch {
+  #handle: PollHandle | undefined;
+  readonly #events: { readable?: boolean; writable?: boolean };
+  readonly #callback: () => void;
+
+  constructor(fd: number, events: { readable?: boolean; writable?: boolean }, callback: () => void) {
+    if (!isPollable(fd)) throw new Error(`file descriptor ${fd} cannot be watched: it is a regular file`);
+    this.#events = events;
+    this.#callback = () => {
+      // libuv may have queued one more event before close() took effect.
+      if (this.#handle !== undefined) callback();
+    };
+    this.#handle = pollHandle(fd, events, this.#callback);
+  }
+
+  /** Stops calling back until `resume`. */
+  pause(): void {
+    this.#handle?.stop();
+  }
+
+  resume(): void {
+    this.#handle?.start(this.#events, this.#callback);
+  }
+
+  close(): void {
+    this.#handle?.stop();
+    this.#handle?.close();
+    this.#handle = undefined;
+  }
+}
+
+/** Calls back whenever `fd` is readable or hung up. @throws Error - the descriptor is a regular file */
+export function watchReadable(fd: number, callback: () => void): Watch {
+  return new Watch(fd, { readable: true }, callback);
+}
+
+/** Calls back whenever `fd` is writable. @throws Error - the descriptor is a regular file */
+export function watchWritable(fd: number, callback: () => void): Watch {
+  return new Watch(fd, { writable: true }, callback);
+}
