@@ -12,6 +12,7 @@
  *     64  slot[i] = { start u64, end u64, faulted u32, reserved u32, reserved u64 }
  */
 
+import { ENOMEM, SysError } from './errors.ts';
 import { checked, libc, viewMemory } from './libc.ts';
 import { allocatePinned, mappedAddress, type PinnedMemory } from './pinned.ts';
 
@@ -86,12 +87,12 @@ function viewCopy(address: number, code: Uint8Array): void {
 
 /**
  * Guards `[address, address + length)`. Returns a slot for `hasFaulted` and `unguard`, or -1 where there is no guard.
- * @throws Error - all slots are taken
+ * @throws SysError - ENOMEM: all slots are taken
  */
 export function guard(address: number, length: number): number {
   if (table === undefined) return -1;
   const slot = freeSlots.pop() ?? slotsUsed;
-  if (slot >= MAX_SLOTS) throw new Error(`more than ${MAX_SLOTS} shared mappings at once`);
+  if (slot >= MAX_SLOTS) throw new SysError('mmap', ENOMEM, `of more than ${MAX_SLOTS} shared mappings at once`);
   const offset = SLOT_START + slot * SLOT_BYTES;
   table.setU64(offset, address);
   table.setU64(offset + 8, address + length);

@@ -31,7 +31,6 @@ const IORING_SETUP_CQSIZE = 1 << 3;
 const IORING_SETUP_COOP_TASKRUN = 1 << 8;
 const IORING_SETUP_TASKRUN_FLAG = 1 << 9;
 const IORING_SETUP_SINGLE_ISSUER = 1 << 12;
-const IORING_SETUP_DEFER_TASKRUN = 1 << 13;
 const IORING_FEAT_SINGLE_MMAP = 1 << 0;
 const IORING_FEAT_NODROP = 1 << 1;
 const IORING_OFF_SQES = 0x1000_0000;
@@ -59,9 +58,10 @@ export interface IoUringOptions {
 
 function setup(options: IoUringOptions): OwnedFd {
   const base = IORING_SETUP_CQSIZE | (options.iopoll === true ? IORING_SETUP_IOPOLL : 0);
-  // Newest kernels first: completions run when we enter (6.1), without inter-processor interrupts (5.19), plain.
+  // Newest kernels first: one submitter (6.0), no inter-processor interrupts (5.19), plain. Not DEFER_TASKRUN: since 6.3
+  // a completion that waits for us to enter does not make the ring's descriptor readable (seen on 6.18: never).
   const attempts = [
-    base | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+    base | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
     base | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
     base,
   ];

@@ -53,7 +53,7 @@ export class SharedMapping {
 
   /**
    * Maps `length` bytes of `fd` from `offset` (a multiple of the page size), readable and writable.
-   * @throws SysError - the descriptor cannot be mapped
+   * @throws SysError - the descriptor cannot be mapped; ENOMEM also when there are too many mappings
    */
   constructor(fd: number, offset: number, length: number) {
     installFaultGuard();
@@ -61,7 +61,13 @@ export class SharedMapping {
     this.length = length;
     this.#extent = { address: this.address, length, liveViews: 0, retired: false };
     mappedExtents += 1;
-    this.#slot = guard(this.address, length);
+    try {
+      this.#slot = guard(this.address, length);
+    } catch (error) {
+      this.#extent.retired = true;
+      unmapWhenUnused(this.#extent);
+      throw error;
+    }
   }
 
   /** A view of at most MAX_VIEW_BYTES of the mapping. Each call makes a new one: keep it, but not past `retire`. */

@@ -15,6 +15,8 @@ const MFD_ALLOW_SEALING = 2;
 const F_ADD_SEALS = 1033;
 const F_DUPFD_CLOEXEC = 1030;
 const F_GETFL = 3;
+const F_SETFL = 4;
+const O_NONBLOCK = 0x800;
 const F_SEAL_SHRINK = 2;
 const F_SEAL_GROW = 4;
 const AT_EMPTY_PATH = 0x1000;
@@ -122,6 +124,11 @@ export function statFd(fd: number): FdStat {
 /** The file status flags (O_NONBLOCK and so on) of a descriptor. */
 export function statusFlags(fd: number): number {
   return checked(libc.fcntl(fd, F_GETFL, 0), 'fcntl', 'F_GETFL');
+}
+
+/** Clears O_NONBLOCK, for a descriptor that goes to a peer which expects that. @throws SysError */
+export function makeBlocking(fd: number): void {
+  checked(libc.fcntl(fd, F_SETFL, statusFlags(fd) & ~O_NONBLOCK), 'fcntl', 'F_SETFL');
 }
 
 /** Whether the event loop can watch this descriptor: false for regular files and directories (epoll says EPERM). */

@@ -1,6 +1,6 @@
 /** What block back ends ask of a file or block device besides reading and writing it. Sizes and offsets in bytes. */
 
-import { EAGAIN, SysError } from './errors.ts';
+import { EACCES, EAGAIN, SysError } from './errors.ts';
 import { checked, lastErrno, libc } from './libc.ts';
 import { S_IFBLK, statFd } from './owned-fd.ts';
 import { allocatePinned } from './pinned.ts';
@@ -18,7 +18,6 @@ const BLKPBSZGET = 0x127b;
 const F_OFD_SETLK = 37;
 const F_RDLCK = 0;
 const F_WRLCK = 1;
-const EACCES = 13;
 
 const scratch = allocatePinned(64);
 
@@ -52,4 +51,58 @@ export function tryLock(fd: number, exclusive: boolean): boolean {
   const errno = lastErrno();
   if (errno === EAGAIN || errno === EACCES) return false;
   throw new SysError('fcntl', errno, 'F_OFD_SETLK');
+}
+
+/**
+ * Writes at an offset, here and now. A negative length is a count of iovecs at `address`. Returns bytes or a negative
+ * errno; nothing is thrown, this is on the data path.
+ */
+export function pwriteNow(fd: number, address: number, length: number, offset: number): number {
+  const result =
+    length >= 0 ? libc.pwrite(fd, address, length, offset) : libc.pwritev2(fd, address, -length, offset, 0);
+  return result === -1 ? -lastErrno() : result;
+}
+
+type Later = (result: number) => void;
+
+/** Turns the end of an asynchronous call into bytes or a negative errno (koffi keeps errno per call). */
+function later(callback: Later): (error: Error | null, result: number) => void {
+  return (error, result) => {
+    if (error !== null) throw error;
+    callback(result === -1 ? -lastErrno() : result);
+  };
+}
+
+/** preadv2 on the thread pool. The iovecs and what they point to stay valid until the callback. */
+export function preadvLater(
+  fd: number,
+  iovecs: number,
+  count: number,
+  offset: number,
+  flags: number,
+  done: Later,
+): void {
+  libc.preadv2.async(fd, iovecs, count, offset, flags, later(done));
+}
+
+/** pwritev2 on the thread pool. The iovecs and what they point to stay valid until the callback. */
+export function pwritevLater(
+  fd: number,
+  iovecs: number,
+  count: number,
+  offset: number,
+  flags: number,
+  done: Later,
+): void {
+  libc.pwritev2.async(fd, iovecs, count, offset, flags, later(done));
+}
+
+/** fdatasync on the thread pool. */
+export function fdatasyncLater(fd: number, done: Later): void {
+  libc.fdatasync.async(fd, later(done));
+}
+
+/** fallocate on the thread pool. */
+export function fallocateLater(fd: number, mode: number, offset: number, length: number, done: Later): void {
+  libc.fallocate.async(fd, mode, offset, length, later(done));
 }

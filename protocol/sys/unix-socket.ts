@@ -4,12 +4,13 @@
  */
 
 import { rmSync } from 'node:fs';
-import { EADDRINUSE, EAGAIN, ECONNREFUSED, EINTR, ENOENT, SysError } from './errors.ts';
+import { EADDRINUSE, EAGAIN, ECONNREFUSED, EINTR, EMFILE, ENOENT, SysError } from './errors.ts';
 import { checked, lastErrno, libc } from './libc.ts';
-import { OwnedFd, S_IFSOCK, statFd } from './owned-fd.ts';
+import { OwnedFd, S_IFSOCK, statFd, statusFlags } from './owned-fd.ts';
 import { allocatePinned } from './pinned.ts';
 
 const AF_UNIX = 1;
+const F_SETFL = 4;
 const SOCK_STREAM = 1;
 const SOCK_NONBLOCK = 0x800;
 const SOCK_CLOEXEC = 0x80000;
@@ -90,7 +91,7 @@ export class UnixStream {
   /**
    * Reads at most `length` bytes (and at most 64 KiB) into `target` at `offset`, with the descriptors that came along.
    * Returns undefined when nothing is there. Ancillary data that was cut off is an error after closing what arrived.
-   * @throws SysError - the connection broke
+   * @throws SysError - the connection broke; EMFILE: this process cannot have all the descriptors
    */
   receive(target: Uint8Array, offset: number, length: number): Received | undefined {
     prepareHeader(Math.min(length, CHUNK), CONTROL_BYTES);
@@ -104,9 +105,7 @@ export class UnixStream {
     const fds = takeControl();
     if ((header.data.getInt32(48, true) & MSG_CTRUNC) !== 0) {
       for (const fd of fds) fd.close();
-      throw new Error(
-        `ancillary data cut off: more than ${SCM_MAX_FD} descriptors, or the descriptor limit is reached`,
-      );
+      throw new SysError('recvmsg', EMFILE, 'ancillary data cut off');
     }
     target.set(chunk.bytes.subarray(0, got), offset);
     return { length: got, fds };
@@ -208,8 +207,9 @@ export class UnixListener {
     return new UnixListener(socket, path);
   }
 
-  /** Takes over a descriptor that listens already (systemd, libvirt). */
+  /** Takes over a descriptor that listens already (systemd, libvirt) and makes it non-blocking, for `accept`. */
   static fromFd(owned: OwnedFd): UnixListener {
+    checked(libc.fcntl(owned.fd, F_SETFL, statusFlags(owned.fd) | SOCK_NONBLOCK), 'fcntl', 'F_SETFL');
     return new UnixListener(owned, undefined);
   }
 

@@ -1,0 +1,60 @@
+/**
+ * What a device gives to the core, and what the core gives to a device. The core speaks vhost-user and drives the
+ * virtqueues' life; a device knows features, configuration space and requests, and never sees a socket.
+ */
+
+import type { Vring } from './vring.ts';
+
+/** A device: one per daemon, shared by all connections. */
+export interface Device {
+  /** The type of vhost-user.json: block, net, vsock. */
+  readonly type: string;
+  /** Virtqueues a front end may use. */
+  readonly maxQueues: number;
+  /** Virtio feature bits of the device; ring and transport bits are the core's. */
+  readonly features: bigint;
+  /** Protocol feature bits beyond those the core serves for every device. */
+  readonly protocolFeatures: bigint;
+
+  /** A front end connected: what it negotiates and configures is kept per attachment. */
+  attach(): Attachment;
+
+  /** Hands prepared work to the kernel and finishes what it completed. Returns how many requests were finished. */
+  poll(): number;
+
+  /** Whether `poll` must be called again soon although nothing becomes readable (busy-polled devices, a full kernel). */
+  readonly mustPoll: boolean;
+
+  /** A descriptor that becomes readable when work completes; undefined when `onCompletion` is called instead. */
+  readonly completionFd: number | undefined;
+
+  /** Set by the pump: the device calls it when work completed outside `poll`. */
+  onCompletion: () => void;
+
+  /** Set by the daemon: the device calls it when its configuration space changed by itself. */
+  onConfigChange: () => void;
+
+  /** Releases everything. No request is in flight. */
+  close(): void;
+}
+
+/** One front end's view of the device. */
+export interface Attachment {
+  /** SET_FEATURES: the virtio feature bits the driver accepted. */
+  setFeatures(accepted: bigint): void;
+
+  /** The configuration space as this driver sees it. What lies beyond its end reads as zero. */
+  readConfig(): Uint8Array;
+
+  /** Writes configuration space. Returns a sentence when the driver may not write that, undefined when done. */
+  writeConfig(offset: number, data: Uint8Array, migration: boolean): string | undefined;
+
+  /**
+   * Takes at most `budget` heads from the ring and starts their requests; the device finishes each by
+   * `vring.push(head, length)`, during this call or in a later `poll`. Returns how many were taken.
+   */
+  processQueue(vring: Vring, budget: number): number;
+
+  /** RESET_DEVICE: back to the state after attach. No request of this attachment is in flight. */
+  reset(): void;
+}

@@ -1,0 +1,31 @@
+/** What the main.ts of every daemon does around its device: signals, exit statuses, one sentence for each failure. */
+
+import { SysError } from '../../protocol/sys/errors.ts';
+import type { Daemon } from './daemon.ts';
+import { UsageError } from './options.ts';
+
+/** The sentence and exit status for an error that ends the program: 2 usage, 1 the host; others are our mistakes. */
+export function explainFailure(error: unknown): { message: string; status: number } {
+  if (error instanceof UsageError) return { message: error.message, status: 2 };
+  if (error instanceof SysError) return { message: error.message, status: 1 };
+  throw error;
+}
+
+/** The hooks a main.ts installs for signals. */
+export interface SignalHandlers {
+  /** SIGTERM and SIGINT. */
+  readonly stop: () => void;
+  /** SIGHUP. */
+  readonly reload: () => void;
+}
+
+/** Runs until the daemon is finished; `install` attaches the handlers. */
+export async function serve(
+  daemon: Daemon,
+  reload: () => void,
+  install: (handlers: SignalHandlers) => void,
+): Promise<void> {
+  install({ stop: () => void daemon.stop(), reload });
+  daemon.start();
+  await daemon.finished;
+}

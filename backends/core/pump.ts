@@ -1,0 +1,154 @@
+/**
+ * The data path's engine: it moves requests from rings to the device and completions back, inside the event loop. While
+ * there is work it spins, in slices short enough that the control socket and signals get their turn; after the last work
+ * it polls a little while, if that paid off lately; then it asks for kicks, looks once more, and sleeps at no cost.
+ *
+ * A pass takes a limited number of heads from each ring, hands them over, finishes what is complete and tells the
+ * driver, before it takes more: so the driver refills while we work. Without the limit both sides fall into lockstep.
+ */
+
+import { type Watch, watchReadable } from '../../protocol/sys/readiness.ts';
+import type { Device } from './device.ts';
+import type { Vring } from './vring.ts';
+
+/** Heads taken from a ring in one pass. */
+const BUDGET = 16;
+/** Longest time without giving the event loop its turn, in ms. */
+const SLICE_MS = 0.4;
+/** Passes with work between two looks at the clock. */
+const PASSES_PER_LOOK = 16;
+/** Weight of the newest gap in the running mean of gaps. */
+const GAP_WEIGHT = 1 / 8;
+
+export interface PumpOptions {
+  /** Longest time to poll for more work before sleeping, in microseconds; 0 sleeps at once. */
+  readonly pollUs: number;
+  /** Never sleep while a ring is started. */
+  readonly alwaysPoll: boolean;
+}
+
+export class Pump {
+  readonly #device: Device;
+  readonly #pollMs: number;
+  readonly #alwaysPoll: boolean;
+  readonly #vrings: Vring[] = [];
+  readonly #completionWatch: Watch | undefined;
+  readonly #turn = (): void => this.#slice();
+  #scheduled = false;
+  #running = false;
+  #asleep = true;
+  /** Nothing was found since the last work. */
+  #idle = true;
+  #lastWork = 0;
+  /** Running mean of the time between the end of work and the next work, in ms. */
+  #meanGap = 0;
+  /** A ring wants to be polled: by option, or because its front end gave no kick descriptor. */
+  #neverSleep = false;
+
+  constructor(device: Device, options: PumpOptions) {
+    this.#device = device;
+    this.#pollMs = options.pollUs / 1000;
+    this.#alwaysPoll = options.alwaysPoll;
+    device.onCompletion = () => this.wake();
+    if (device.completionFd !== undefined) {
+      this.#completionWatch = watchReadable(device.completionFd, () => this.wake());
+    }
+  }
+
+  /** Takes a started ring into the rounds. */
+  add(vring: Vring): void {
+    if (!this.#vrings.includes(vring)) this.#vrings.push(vring);
+    this.#neverSleep = this.#alwaysPoll || this.#vrings.some((other) => other.polled);
+    this.wake();
+  }
+
+  remove(vring: Vring): void {
+    const at = this.#vrings.indexOf(vring);
+    if (at >= 0) this.#vrings.splice(at, 1);
+    this.#neverSleep = this.#vrings.length > 0 && (this.#alwaysPoll || this.#vrings.some((other) => other.polled));
+  }
+
+  /** There may be work. Runs a slice now, unless one is running or due anyway. */
+  wake(): void {
+    if (!this.#running && !this.#scheduled) this.#slice();
+  }
+
+  #slice(): void {
+    this.#scheduled = false;
+    this.#running = true;
+    if (this.#asleep) this.#awake();
+    const start = performance.now();
+    let now = start;
+    let passes = 0;
+    while (now - start < SLICE_MS) {
+      if (this.#pass() > 0) {
+        if (this.#idle) this.#noteGap();
+        passes += 1;
+        if (passes % PASSES_PER_LOOK === 0) now = performance.now();
+        continue;
+      }
+      now = performance.now();
+      if (!this.#idle) {
+        this.#idle = true;
+        this.#lastWork = now;
+      }
+      if (!this.#worthPolling(now) && this.#trySleep()) {
+        this.#running = false;
+        this.#checkMemory();
+        return;
+      }
+    }
+    this.#running = false;
+    this.#scheduled = true;
+    setImmediate(this.#turn);
+    this.#checkMemory();
+  }
+
+  #awake(): void {
+    this.#asleep = false;
+    for (const vring of this.#vrings) vring.disableKicks();
+  }
+
+  /** Work came after none: how long did it take? Long gaps count as twice the limit, so that one does not weigh for ever. */
+  #noteGap(): void {
+    this.#idle = false;
+    const gap = Math.min(performance.now() - this.#lastWork, 2 * this.#pollMs);
+    this.#meanGap += (gap - this.#meanGap) * GAP_WEIGHT;
+  }
+
+  /** A front end that truncated its memory is told off between slices; its pages read as zeros until then. */
+  #checkMemory(): void {
+    for (const vring of this.#vrings) if (vring.host.memory.faulted) vring.host.onMemoryFault();
+  }
+
+  #pass(): number {
+    const vrings = this.#vrings;
+    let work = 0;
+    for (let i = 0; i < vrings.length; i += 1) {
+      const vring = vrings[i] as Vring;
+      if (vring.runnable) work += vring.host.attachment.processQueue(vring, BUDGET);
+    }
+    work += this.#device.poll();
+    for (let i = 0; i < vrings.length; i += 1) (vrings[i] as Vring).flush();
+    return work;
+  }
+
+  #worthPolling(now: number): boolean {
+    if (this.#neverSleep || this.#device.mustPoll) return true;
+    return this.#meanGap < this.#pollMs && now - this.#lastWork < this.#pollMs;
+  }
+
+  /** Asks for kicks; false when work came in meanwhile. */
+  #trySleep(): boolean {
+    let more = false;
+    for (const vring of this.#vrings) more = vring.enableKicks() || more;
+    if (more) for (const vring of this.#vrings) vring.disableKicks();
+    else this.#asleep = true;
+    return !more;
+  }
+
+  /** Stops for good. Rings were removed before. */
+  close(): void {
+    this.#completionWatch?.close();
+  }
+}

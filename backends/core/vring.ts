@@ -1,0 +1,277 @@
+/**
+ * One vring: vhost-user's name for a virtqueue with its addresses, descriptors (file) and states. Source: vhost-user,
+ * Ring states.
+ *
+ *     stopped --SET_VRING_KICK--> started --GET_VRING_BASE (waits for what is in flight)--> stopped
+ *
+ * Independent of that it is enabled or disabled; requests are taken only while started, enabled, and not broken by a
+ * queue fault. `broken` lasts until the ring is started again.
+ */
+
+import { GuestMemory } from '../../protocol/memory/guest-memory.ts';
+import type { Notifier } from '../../protocol/sys/notifier.ts';
+import { type Watch, watchReadable } from '../../protocol/sys/readiness.ts';
+import { DescriptorChain } from '../../protocol/virtqueue/chain.ts';
+import { describeFault } from '../../protocol/virtqueue/faults.ts';
+import { type RingAddresses, RingError, SplitQueue } from '../../protocol/virtqueue/split-queue.ts';
+import type { Attachment } from './device.ts';
+import { InflightQueue } from './inflight.ts';
+import type { Logger } from './logging.ts';
+
+/** What a vring needs of its surroundings. */
+export interface VringHost {
+  readonly attachment: Attachment;
+  readonly memory: GuestMemory;
+  readonly log: Logger;
+  /** There may be work: run the pump. */
+  wake(): void;
+  /** Pages of the guest's memory are gone. */
+  onMemoryFault(): void;
+}
+
+export interface VringFeatures {
+  readonly indirect: boolean;
+  readonly eventIdx: boolean;
+}
+
+function deferred(): { promise: Promise<void>; resolve: () => void } {
+  let resolve = (): void => undefined;
+  const promise = new Promise<void>((fulfil) => {
+    resolve = fulfil;
+  });
+  return { promise, resolve };
+}
+
+/** Stands in while a ring has no place in memory. */
+const NO_CHAIN = new DescriptorChain(new GuestMemory(), 1);
+
+/** Chain faults logged per ring between starts; the rest is only counted. */
+const MAX_LOGGED_FAULTS = 5;
+
+export class Vring {
+  readonly index: number;
+  readonly host: VringHost;
+  size = 0;
+  base = 0;
+  addresses: RingAddresses | undefined;
+  enabled = false;
+  broken = false;
+  /** Chains returned without being served, since the ring was started. */
+  chainFaults = 0;
+  /** The chain of the last successful `pop`. */
+  chain: DescriptorChain;
+
+  #queue: SplitQueue | undefined;
+  #inflight: InflightQueue | undefined;
+  #resubmit: number[] = [];
+  #draining: { promise: Promise<void>; resolve: () => void } | undefined;
+  #kick: Notifier | undefined;
+  #kickWatch: Watch | undefined;
+  #call: Notifier | undefined;
+  #err: Notifier | undefined;
+  #staged = 0;
+  #started = false;
+  /** Started without a kick descriptor: the front end expects polling. */
+  polled = false;
+
+  constructor(index: number, host: VringHost) {
+    this.index = index;
+    this.host = host;
+    this.chain = NO_CHAIN;
+  }
+
+  get started(): boolean {
+    return this.#started;
+  }
+
+  /** Whether the ring was found in guest memory. */
+  get placed(): boolean {
+    return this.#queue !== undefined;
+  }
+
+  /** Whether requests may be taken. */
+  get runnable(): boolean {
+    return this.enabled && !this.broken && this.#queue !== undefined && this.#draining === undefined;
+  }
+
+  get inFlight(): number {
+    return this.#queue === undefined ? 0 : this.#queue.inFlight;
+  }
+
+  setCall(call: Notifier | undefined): void {
+    this.#call?.close();
+    this.#call = call;
+    // A front end that attaches again may have missed the last notification.
+    if (this.#started) call?.signal();
+  }
+
+  setErr(err: Notifier | undefined): void {
+    this.#err?.close();
+    this.#err = err;
+  }
+
+  /**
+   * SET_VRING_KICK: takes the ring into service. On a started ring only the descriptor is replaced.
+   * @param inflight this ring's in-flight region, when the front end gave one
+   * @throws RingError, MemoryError - the ring cannot be used as described
+   */
+  start(kick: Notifier | undefined, features: VringFeatures, inflight: ArrayBuffer | undefined): void {
+    if (!this.#started) {
+      try {
+        this.place(features, inflight);
+      } catch (error) {
+        kick?.close();
+        throw error;
+      }
+      this.#started = true;
+      this.broken = false;
+      this.chainFaults = 0;
+      this.#call?.signal();
+    }
+    this.#closeKick();
+    this.#kick = kick;
+    this.polled = kick === undefined;
+    if (kick !== undefined) this.#kickWatch = watchReadable(kick.fd, () => this.#onKick(kick));
+  }
+
+  /**
+   * Finds the ring in guest memory and goes on at `base`, or where the in-flight region says.
+   * @throws RingError, MemoryError - it is not there
+   */
+  place(features: VringFeatures, inflight: ArrayBuffer | undefined): void {
+    const { memory, log } = this.host;
+    if (this.addresses === undefined) throw new RingError(`vring ${this.index} was started without SET_VRING_ADDR`);
+    const queue = new SplitQueue(memory, { size: this.size, addresses: this.addresses, ...features });
+    this.chain = new DescriptorChain(memory, this.size);
+    this.#inflight = inflight === undefined ? undefined : new InflightQueue(inflight, this.size);
+    const recovered = this.#inflight?.recover(queue.nextUsed);
+    this.#resubmit = recovered?.heads ?? [];
+    queue.seek(recovered?.nextAvail ?? this.base);
+    if (this.#resubmit.length > 0) {
+      log.info({ vring: this.index }, `vring ${this.index}: resubmitting ${this.#resubmit.length} requests in flight`);
+    }
+    this.#queue = queue;
+  }
+
+  /** Drains the ring and lets go of its memory, without leaving service: `place` goes on where it was. */
+  async displace(): Promise<void> {
+    await this.#drain();
+    const queue = this.#queue;
+    if (queue === undefined) return;
+    this.base = queue.nextAvail;
+    this.#queue = undefined;
+    this.#inflight = undefined;
+    this.chain = NO_CHAIN;
+  }
+
+  #onKick(kick: Notifier): void {
+    if (!kick.drain()) this.#closeKick();
+    this.host.wake();
+  }
+
+  #closeKick(): void {
+    this.#kickWatch?.close();
+    this.#kickWatch = undefined;
+    this.#kick?.close();
+    this.#kick = undefined;
+  }
+
+  /** Takes the next chain into `chain`. False when there is none, or the ring just broke. */
+  pop(): boolean {
+    const queue = this.#queue as SplitQueue;
+    if (this.#resubmit.length > 0) {
+      queue.take(this.#resubmit.shift() as number, this.chain);
+      return true;
+    }
+    const result = queue.pop(this.chain);
+    if (result === 1) {
+      this.#inflight?.fetch(this.chain.head);
+      return true;
+    }
+    if (result < 0) this.#break(describeFault(result));
+    return false;
+  }
+
+  #break(reason: string): void {
+    this.broken = true;
+    this.host.log.error({ vring: this.index }, `vring ${this.index} is broken: ${reason}`);
+    this.#err?.signal();
+  }
+
+  /** Notes that the chain just popped cannot be served. The caller pushes it back. */
+  noteChainFault(fault: number): void {
+    this.chainFaults += 1;
+    if (this.chainFaults > MAX_LOGGED_FAULTS) return;
+    const last = this.chainFaults === MAX_LOGGED_FAULTS ? '; further ones are only counted' : '';
+    this.host.log.warn(
+      { vring: this.index, head: this.chain.head },
+      `vring ${this.index}: chain returned unserved: ${describeFault(fault)}${last}`,
+    );
+  }
+
+  /** Stages the end of a request: `length` bytes were written to the chain of `head`. */
+  push(head: number, length: number): void {
+    (this.#queue as SplitQueue).push(head, length);
+    this.#inflight?.complete(head);
+    this.#staged += 1;
+  }
+
+  /** Publishes what is staged and tells the driver if it wants to know. */
+  flush(): void {
+    if (this.#staged === 0) return;
+    this.#staged = 0;
+    const queue = this.#queue as SplitQueue;
+    queue.publish();
+    this.#inflight?.commit(queue.publishedUsed);
+    if (queue.needsNotification()) this.#call?.signal();
+    if (queue.inFlight === 0) this.#draining?.resolve();
+  }
+
+  disableKicks(): void {
+    if (this.runnable) this.#queue?.disableKicks();
+  }
+
+  /** Before sleeping: returns true when work came meanwhile. */
+  enableKicks(): boolean {
+    return this.runnable && (this.#queue as SplitQueue).enableKicks();
+  }
+
+  /** Takes no more requests and waits for those in flight. */
+  async #drain(): Promise<void> {
+    // Requests of an earlier life of the daemon are finished too: the driver is not asked for them again.
+    while (this.#resubmit.length > 0 && this.runnable) {
+      this.host.wake();
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    if (this.#queue === undefined || (this.inFlight === 0 && this.#staged === 0)) return;
+    if (this.#draining === undefined) {
+      const { promise, resolve } = deferred();
+      this.#draining = { promise, resolve };
+    }
+    const { promise } = this.#draining;
+    this.host.wake();
+    await promise;
+    this.#draining = undefined;
+  }
+
+  /** GET_VRING_BASE: drains the ring and leaves service. Returns the next available index. */
+  async stop(): Promise<number> {
+    await this.displace();
+    this.#started = false;
+    this.#resubmit = [];
+    this.#closeKick();
+    return this.base;
+  }
+
+  /** Stops, forgets everything a front end configured, and closes its descriptors. */
+  async reset(): Promise<void> {
+    await this.stop();
+    this.setCall(undefined);
+    this.setErr(undefined);
+    this.enabled = false;
+    this.broken = false;
+    this.size = 0;
+    this.base = 0;
+    this.addresses = undefined;
+  }
+}

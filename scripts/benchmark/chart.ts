@@ -1,0 +1,91 @@
+/** The bar chart of the report as SVG text: one group a workload, one bar a contestant, a whisker from slowest to fastest run. */
+import { formatValue, type Results, type Row } from './results.ts';
+import type { Contestant } from './workloads.ts';
+
+const COLOURS: Record<Contestant, string> = {
+  ringside: '#1f6feb',
+  'ringside-null': '#8bb8f8',
+  'qemu-storage-daemon': '#e07b39',
+  fio: '#8a8f98',
+};
+
+const WIDTH = 920;
+const LABEL_WIDTH = 310;
+const VALUE_WIDTH = 90;
+const BAR_HEIGHT = 15;
+const BAR_GAP = 3;
+const GROUP_GAP = 14;
+const HEAD = 46;
+const SECTION_HEAD = 30;
+const PLOT_WIDTH = WIDTH - LABEL_WIDTH - VALUE_WIDTH;
+
+function escapeText(text: string): string {
+  return text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;');
+}
+
+function text(x: number, y: number, content: string, attributes = ''): string {
+  return `<text x="${x.toFixed(1)}" y="${y.toFixed(1)}" ${attributes}>${escapeText(content)}</text>`;
+}
+
+/** Bars are drawn to a scale that the rows of one section share. */
+function drawRow(row: Row, top: number, scale: number): { parts: string[]; height: number } {
+  const parts: string[] = [];
+  let y = top;
+  for (const cell of row.cells) {
+    const { median, min, max } = cell.spread;
+    const middle = y + BAR_HEIGHT / 2;
+    const [length, from, to] = [median * scale, LABEL_WIDTH + min * scale, LABEL_WIDTH + max * scale];
+    parts.push(
+      `<rect x="${LABEL_WIDTH}" y="${y}" width="${length.toFixed(1)}" height="${BAR_HEIGHT}" fill="${COLOURS[cell.contestant]}"/>`,
+    );
+    parts.push(`<path d="M${from.toFixed(1)} ${middle}H${to.toFixed(1)}" stroke="#24292f" stroke-width="1"/>`);
+    parts.push(text(Math.max(LABEL_WIDTH + length, to) + 6, y + 12, formatValue(median, row.workload.unit)));
+    y += BAR_HEIGHT + BAR_GAP;
+  }
+  const height = y - top;
+  parts.push(text(LABEL_WIDTH - 10, top + height / 2 + 3, row.workload.title, 'text-anchor="end"'));
+  return { parts, height: height + GROUP_GAP };
+}
+
+function drawLegend(results: Results): string[] {
+  const present = new Set(results.rows.flatMap((row) => row.cells.map((cell) => cell.contestant)));
+  const parts: string[] = [];
+  let x = LABEL_WIDTH;
+  for (const contestant of present) {
+    parts.push(`<rect x="${x}" y="18" width="12" height="12" fill="${COLOURS[contestant]}"/>`);
+    parts.push(text(x + 17, 28, contestant));
+    x += 40 + contestant.length * 7;
+  }
+  return parts;
+}
+
+export function drawChart(results: Results): string {
+  const parts = drawLegend(results);
+  let y = HEAD;
+  const sections = [
+    { title: 'I/Os per second (more is better)', rows: results.rows.filter((row) => row.workload.unit === 'iops') },
+    {
+      title: 'CPU time of the back end per I/O (less is better)',
+      rows: results.rows.filter((row) => row.workload.unit !== 'iops'),
+    },
+  ];
+  for (const { title, rows } of sections) {
+    const largest = Math.max(0, ...rows.flatMap((row) => row.cells.map((cell) => cell.spread.max)));
+    if (largest === 0) continue;
+    parts.push(text(LABEL_WIDTH, y + 16, title, 'font-weight="bold"'));
+    y += SECTION_HEAD;
+    for (const row of rows) {
+      const drawn = drawRow(row, y, PLOT_WIDTH / largest);
+      parts.push(...drawn.parts);
+      y += drawn.height;
+    }
+  }
+  const size = `width="${WIDTH}" height="${y}" viewBox="0 0 ${WIDTH} ${y}"`;
+  return [
+    `<svg xmlns="http://www.w3.org/2000/svg" ${size} font-family="sans-serif" font-size="12" fill="#24292f">`,
+    `<rect width="${WIDTH}" height="${y}" fill="#ffffff"/>`,
+    ...parts,
+    '</svg>',
+    '',
+  ].join('\n');
+}

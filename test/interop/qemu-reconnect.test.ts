@@ -1,0 +1,91 @@
+import { statSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { beforeAll, expect, it } from 'vitest';
+import { BlkBackend } from '../support/backend-process.ts';
+import { cleanupAfterAll } from '../support/cleanup.ts';
+import { bootQemu, type QemuGuest, qemuPeers } from '../support/guest/qemu.ts';
+import { createImage } from '../support/image.ts';
+import { describeWithPeers } from '../support/peers.ts';
+
+const MiB = 1 << 20;
+
+/**
+ * microvm is a case of its own: virtio-mmio lets the guest use rings of 1024 entries whatever `queue-size` says, while
+ * QEMU asks for an in-flight region of `queue-size` (128) entries a ring.
+ */
+const machines = [
+  { machine: 'q35', queues: 2, kills: 4 },
+  { machine: 'microvm', queues: 1, kills: 2 },
+] as const;
+
+for (const { machine, queues, kills } of machines) {
+  describeWithPeers([...qemuPeers, 'fio'], `QEMU ${machine}, when the daemon dies under load`, () => {
+    const cleanup = cleanupAfterAll();
+    let guest: QemuGuest;
+    let disk: BlkBackend;
+
+    beforeAll(async () => {
+      const image = createImage(join(cleanup.directory(), 'disk'), 48 * MiB);
+      disk = await BlkBackend.start(cleanup, { image, numQueues: queues });
+      guest = await bootQemu(cleanup, {
+        machine,
+        cpus: 2,
+        memoryMiB: 512,
+        sockets: [disk.socket],
+        diskProperties: `num-queues=${queues}`,
+        programs: ['fio'],
+      });
+    });
+
+    /** Resolves when a write has reached the image after now. */
+    const nextWrite = async (): Promise<void> => {
+      const before = statSync(disk.image, { bigint: true }).mtimeNs;
+      const end = performance.now() + 30_000;
+      while (statSync(disk.image, { bigint: true }).mtimeNs === before) {
+        if (performance.now() > end)
+          throw new Error(`no write reached the image within 30 s; the daemon's log:\n${disk.log()}`);
+        await delay(2);
+      }
+    };
+
+    /** Random writes of blocks with checksums, each read back and compared some time after it was written. */
+    const verify = (seconds: number): Promise<string> =>
+      guest.run(
+        `/usr/bin/fio --name=verify --filename=/dev/vda --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=32 \
+        --verify=crc32c --verify_backlog=512 --verify_fatal=1 --time_based --runtime=${seconds} --numjobs=2 \
+        --size=16M --offset_increment=16M --group_reporting`,
+        (seconds + 60) * 1000,
+      );
+
+    it('loses and repeats nothing when it is killed and started again', { timeout: 120_000 }, async () => {
+      const done = verify(kills * 2);
+      let running = true;
+      done
+        .finally(() => {
+          running = false;
+        })
+        .catch(() => {});
+      for (let kill = 0; kill < kills; kill++) {
+        await nextWrite();
+        await disk.kill9();
+        await disk.restart();
+      }
+      await nextWrite();
+      expect(running).toBe(true);
+      const report = await done;
+      expect(report).toMatch(/err= 0/);
+      expect(report).not.toMatch(/verify: bad|io_u error/);
+    });
+
+    it('drains its queues on SIGTERM, and the guest goes on with the next one', { timeout: 120_000 }, async () => {
+      const done = verify(4);
+      done.catch(() => {});
+      await nextWrite();
+      expect(await disk.sigterm()).toEqual({ code: 0, signal: null });
+      await disk.restart();
+      await nextWrite();
+      expect(await done).toMatch(/err= 0/);
+    });
+  });
+}

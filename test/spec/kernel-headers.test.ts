@@ -1,0 +1,111 @@
+/**
+ * The numbers in protocol/virtio against the kernel's own headers, where they are installed (Debian: linux-libc-dev).
+ * A constant that only one side has is no error: Debian 12's headers are older than VIRTIO 1.3.
+ */
+
+import { existsSync, readFileSync } from 'node:fs';
+import { describe, expect, it } from 'vitest';
+import * as blk from '../../protocol/virtio/blk.ts';
+import * as ids from '../../protocol/virtio/device-ids.ts';
+import * as reserved from '../../protocol/virtio/reserved-features.ts';
+import * as ring from '../../protocol/virtio/split-ring.ts';
+
+const INCLUDE = '/usr/include/linux';
+const installed = existsSync(`${INCLUDE}/virtio_blk.h`);
+if (!installed) process.stderr.write('skipped: kernel headers: linux-libc-dev is not installed\n');
+
+/** `#define NAME number` of a header, comments behind the number aside. */
+const readDefines = (header: string): Map<string, number> => {
+  const text = readFileSync(`${INCLUDE}/${header}`, 'utf8');
+  const pattern = /^#define[ \t]+(\w+)[ \t]+(0x[0-9a-fA-F]+|\d+)[ \t]*(?:\/[*/].*)?$/gm;
+  return new Map([...text.matchAll(pattern)].map(([, name = '', value = '']) => [name, Number(value)]));
+};
+
+const numbersOf = (module: object): [string, number][] =>
+  Object.entries(module).filter((entry): entry is [string, number] => typeof entry[1] === 'number');
+
+/** Names of ours, renamed to the kernel's, that the header must know. */
+const compare = (module: object, header: string, rename: (name: string) => string, atLeast: number): void => {
+  const defines = readDefines(header);
+  const shared = numbersOf(module).filter(([name]) => defines.has(rename(name)));
+  expect(Object.fromEntries(shared)).toEqual(
+    Object.fromEntries(shared.map(([name]) => [name, defines.get(rename(name))])),
+  );
+  expect(shared.length).toBeGreaterThanOrEqual(atLeast);
+};
+
+const same = (name: string): string => name;
+
+describe.skipIf(!installed)('the constants agree with the kernel', () => {
+  it('virtio_blk.h: features, request types and statuses', () => {
+    compare(blk, 'virtio_blk.h', same, 23);
+  });
+
+  it('virtio_blk.h: the unmap flag of a write-zeroes segment and the length of an id', () => {
+    const defines = readDefines('virtio_blk.h');
+
+    expect(blk.VIRTIO_BLK_SEGMENT_F_UNMAP).toBe(defines.get('VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP'));
+    expect(blk.VIRTIO_BLK_ID_BYTES).toBe(defines.get('VIRTIO_BLK_ID_BYTES'));
+  });
+
+  it('virtio_config.h: reserved feature bits', () => {
+    compare(reserved, 'virtio_config.h', same, 8);
+  });
+
+  it('vhost_types.h and virtio_ring.h: the log bit and the ring feature bits', () => {
+    expect(reserved.VHOST_F_LOG_ALL).toBe(readDefines('vhost_types.h').get('VHOST_F_LOG_ALL'));
+    const defines = readDefines('virtio_ring.h');
+    expect(reserved.VIRTIO_F_INDIRECT_DESC).toBe(defines.get('VIRTIO_RING_F_INDIRECT_DESC'));
+    expect(reserved.VIRTIO_F_EVENT_IDX).toBe(defines.get('VIRTIO_RING_F_EVENT_IDX'));
+  });
+
+  it('virtio_ring.h: descriptor flags, ring flags and alignments', () => {
+    const rename = (name: string): string =>
+      name.replace(/^VIRTQ_(DESC|AVAIL|USED)_ALIGN$/, 'VRING_$1_ALIGN_SIZE').replace(/^VIRTQ_/, 'VRING_');
+    compare(ring, 'virtio_ring.h', rename, 8);
+  });
+
+  it('virtio_ids.h: device ids', () => {
+    compare(ids, 'virtio_ids.h', same, 3);
+  });
+
+  it('virtio_blk.h: the configuration space is laid out field by field', () => {
+    const text = readFileSync(`${INCLUDE}/virtio_blk.h`, 'utf8');
+    const body = text.slice(text.indexOf('struct virtio_blk_config {'), text.indexOf('__attribute__((packed))'));
+    const sizes = { __virtio64: 8, __virtio32: 4, __virtio16: 2, __u8: 1 } as const;
+    const offsets = new Map<string, number>();
+    let at = 0;
+    for (const [, type, name, count] of body.matchAll(
+      /(__virtio64|__virtio32|__virtio16|__u8)\s+(\w+)(?:\[(\d+)\])?;/g,
+    )) {
+      if (name === 'cylinders') offsets.set('geometry', at);
+      offsets.set(name === 'wce' ? 'writeback' : (name ?? ''), at);
+      at += sizes[type as keyof typeof sizes] * Number(count ?? 1);
+    }
+
+    const known = Object.entries(blk.VIRTIO_BLK_CONFIG).filter(([name]) => offsets.has(name));
+
+    expect(Object.fromEntries(known)).toEqual(Object.fromEntries(known.map(([name]) => [name, offsets.get(name)])));
+    expect(known.length).toBe(Object.keys(blk.VIRTIO_BLK_CONFIG).length);
+  });
+});
+
+describe('numbers that no installed header has', () => {
+  it('virtio-blk: 96 bytes of configuration space, LIFETIME and ZONED, GET_LIFETIME', () => {
+    expect(blk.VIRTIO_BLK_CONFIG_BYTES).toBe(96);
+    expect([blk.VIRTIO_BLK_F_LIFETIME, blk.VIRTIO_BLK_F_ZONED, blk.VIRTIO_BLK_T_GET_LIFETIME]).toEqual([15, 17, 10]);
+  });
+
+  it('split ring: sizes of the three parts for 1, 256 and 32768 entries (VIRTIO 1.3, 2.7)', () => {
+    expect([1, 256, 32768].map(ring.descriptorTableBytes)).toEqual([16, 4096, 524288]);
+    expect([1, 256, 32768].map(ring.availRingBytes)).toEqual([8, 518, 65542]);
+    expect([1, 256, 32768].map(ring.usedRingBytes)).toEqual([14, 2054, 262150]);
+  });
+
+  it('vhost-user takes bit 30 of the virtio features', () => {
+    expect(reserved.VHOST_USER_F_PROTOCOL_FEATURES).toBe(30);
+    expect(reserved.featureMask(30, 32)).toBe(0x1_4000_0000n);
+    expect(reserved.hasFeature(0x1_4000_0000n, 32)).toBe(true);
+    expect(reserved.hasFeature(0x1_4000_0000n, 31)).toBe(false);
+  });
+});

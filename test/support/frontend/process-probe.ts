@@ -1,0 +1,46 @@
+/** What a process holds, as the kernel tells: descriptors, memory. For "it is as it was before". */
+
+import { readdirSync, readFileSync } from 'node:fs';
+import { setTimeout as delay } from 'node:timers/promises';
+
+/** Open file descriptors of a process. */
+export const fdCount = (pid: number): number => readdirSync(`/proc/${pid}/fd`).length;
+
+/** Open file descriptors of this process. */
+export const countOwnFds = (): number => fdCount(process.pid);
+
+/** What the descriptors of a process are, for messages. */
+export const listFds = (pid: number): string[] => readdirSync(`/proc/${pid}/fd`);
+
+/** Resident memory of a process in bytes. */
+export const rss = (pid: number): number => {
+  const match = /^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'));
+  if (match?.[1] === undefined) throw new Error(`process ${pid} has no VmRSS`);
+  return Number(match[1]) * 1024;
+};
+
+/** Mappings of memfds in a process: shared guest memory that it holds. */
+export const sharedMappings = (pid: number): number =>
+  readFileSync(`/proc/${pid}/maps`, 'utf8')
+    .split('\n')
+    .filter((line) => line.includes('/memfd:test-ram')).length;
+
+/**
+ * Resolves when `read` gives what `accept` accepts; asks again until the deadline. For state of another process that
+ * nothing announces.
+ * @throws Error - it did not, with the last value
+ */
+export const eventually = async <T>(
+  what: string,
+  read: () => T,
+  accept: (value: T) => boolean,
+  deadlineMs = 5_000,
+): Promise<T> => {
+  const end = performance.now() + deadlineMs;
+  for (let pause = 0; ; pause = 5) {
+    const value = read();
+    if (accept(value)) return value;
+    if (performance.now() > end) throw new Error(`${what}: still ${String(value)} after ${deadlineMs} ms`);
+    await delay(pause);
+  }
+};

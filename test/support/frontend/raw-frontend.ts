@@ -1,0 +1,159 @@
+/**
+ * A front end in single steps: connect, negotiate, share memory, hand rings over, stop them. Each step can be left out,
+ * repeated or done wrongly by sending on `connection` instead.
+ */
+
+import type { OwnedFd } from '../../../protocol/sys/owned-fd.ts';
+import { GuestRam } from './guest-ram.ts';
+import { RawConnection } from './raw-connection.ts';
+import { RawRing } from './raw-ring.ts';
+import {
+  bits,
+  FEATURE,
+  hasBit,
+  memoryTable,
+  PROTOCOL,
+  REQUEST,
+  u64,
+  vringAddress,
+  vringFd,
+  vringState,
+} from './wire.ts';
+
+export interface FrontendOptions {
+  /** Rings to lay out; default 1. */
+  readonly queues?: number;
+  /** Entries of each; default 128. */
+  readonly queueSize?: number;
+  /** Bytes of guest memory; default 2 MiB. */
+  readonly ramBytes?: number;
+  /** Feature bits to accept when offered, besides VERSION_1 and PROTOCOL_FEATURES. */
+  readonly features?: readonly number[];
+  /** Protocol feature bits to accept when offered, besides REPLY_ACK, CONFIG and MQ. */
+  readonly protocolFeatures?: readonly number[];
+  /** Index at which each ring continues; default 0. */
+  readonly base?: number;
+}
+
+export class RawFrontend {
+  readonly connection: RawConnection;
+  readonly ram: GuestRam;
+  readonly rings: RawRing[] = [];
+  readonly #options: FrontendOptions;
+  #closed = false;
+  /** What the back end offers, after `negotiate`. */
+  offered = 0n;
+  offeredProtocol = 0n;
+  /** What was accepted. */
+  features = 0n;
+  protocolFeatures = 0n;
+  /** First byte of the memory that no ring uses, page-aligned: for requests. */
+  readonly dataStart: number;
+
+  constructor(connection: RawConnection, options: FrontendOptions = {}) {
+    this.connection = connection;
+    this.#options = options;
+    this.ram = new GuestRam(options.ramBytes ?? 0x20_0000);
+    let at = 0x1000;
+    for (let i = 0; i < (options.queues ?? 1); i += 1) {
+      const ring = new RawRing(this.ram, i, options.queueSize ?? 128, at);
+      this.rings.push(ring);
+      at = ring.end;
+    }
+    this.dataStart = at;
+  }
+
+  /** Connects and does nothing else. */
+  static connect(socket: string, options: FrontendOptions = {}): RawFrontend {
+    return new RawFrontend(RawConnection.connect(socket), options);
+  }
+
+  /** Connects and brings every ring up. */
+  static async start(socket: string, options: FrontendOptions = {}): Promise<RawFrontend> {
+    const frontend = RawFrontend.connect(socket, options);
+    try {
+      await frontend.negotiate();
+      await frontend.shareMemory();
+      for (const ring of frontend.rings) await frontend.startRing(ring);
+      return frontend;
+    } catch (error) {
+      frontend.close();
+      throw error;
+    }
+  }
+
+  ring(i = 0): RawRing {
+    const ring = this.rings[i];
+    if (ring === undefined) throw new Error(`no ring ${i}`);
+    return ring;
+  }
+
+  async negotiate(): Promise<void> {
+    const { connection } = this;
+    this.offered = await connection.ask(REQUEST.GET_FEATURES);
+    this.offeredProtocol = await connection.ask(REQUEST.GET_PROTOCOL_FEATURES);
+    const protocol = [PROTOCOL.REPLY_ACK, PROTOCOL.CONFIG, PROTOCOL.MQ, ...(this.#options.protocolFeatures ?? [])];
+    this.protocolFeatures = bits(...protocol) & this.offeredProtocol;
+    await connection.send(REQUEST.SET_PROTOCOL_FEATURES, u64(this.protocolFeatures));
+    await this.require(REQUEST.SET_OWNER);
+    const features = [FEATURE.VERSION_1, FEATURE.PROTOCOL_FEATURES, ...(this.#options.features ?? [])];
+    this.features = bits(...features) & this.offered;
+    await this.require(REQUEST.SET_FEATURES, u64(this.features));
+  }
+
+  async shareMemory(): Promise<void> {
+    await this.require(REQUEST.SET_MEM_TABLE, memoryTable([this.ram.region()]), [this.ram.fd]);
+  }
+
+  /** SET_VRING_NUM, BASE, ADDR, CALL, ERR, KICK, ENABLE. */
+  async startRing(ring: RawRing, base = this.#options.base ?? 0): Promise<void> {
+    await this.configureRing(ring, base);
+    await this.require(REQUEST.SET_VRING_KICK, vringFd(ring.index), [ring.kick]);
+    if (hasBit(this.features, FEATURE.PROTOCOL_FEATURES)) {
+      await this.require(REQUEST.SET_VRING_ENABLE, vringState(ring.index, 1));
+    }
+  }
+
+  /** Everything of startRing up to, not including, what starts the ring. */
+  async configureRing(ring: RawRing, base = 0): Promise<void> {
+    await this.require(REQUEST.SET_VRING_NUM, vringState(ring.index, ring.size));
+    await this.require(REQUEST.SET_VRING_BASE, vringState(ring.index, base));
+    await this.require(REQUEST.SET_VRING_ADDR, vringAddress(ring.index, ring.addresses()));
+    await this.require(REQUEST.SET_VRING_CALL, vringFd(ring.index), [ring.call]);
+    await this.require(REQUEST.SET_VRING_ERR, vringFd(ring.index), [ring.err]);
+  }
+
+  /** Stops a ring. Returns the index of the next entry it would have taken. */
+  async stopRing(ring: RawRing): Promise<number> {
+    const { payload } = await this.connection.call(REQUEST.GET_VRING_BASE, vringState(ring.index, 0));
+    return new DataView(payload.buffer, payload.byteOffset, 8).getUint32(4, true);
+  }
+
+  /** Sends a request that must succeed: acknowledged when that was negotiated. @throws Error - it was refused */
+  async require(id: number, payload?: Uint8Array, fds: readonly OwnedFd[] = []): Promise<void> {
+    if (!hasBit(this.protocolFeatures, PROTOCOL.REPLY_ACK)) {
+      await this.connection.send(id, payload, fds);
+      return;
+    }
+    const answer = await this.connection.acknowledge(id, payload, fds);
+    if (answer !== 0n) throw new Error(`request ${id} was refused with ${answer}`);
+  }
+
+  /** Whether a request with need_reply is refused: by a non-zero answer, or by closing the connection. */
+  async isRefused(id: number, payload?: Uint8Array, fds: readonly OwnedFd[] = []): Promise<'nack' | 'closed' | 'ok'> {
+    await this.connection.send(id, payload, fds, 1 | 8);
+    const reply = await this.connection.receive();
+    if (reply === undefined) return 'closed';
+    for (const fd of reply.fds) fd.close();
+    return new DataView(reply.payload.buffer, reply.payload.byteOffset).getBigUint64(0, true) === 0n ? 'ok' : 'nack';
+  }
+
+  /** Drops the connection and the memory. Idempotent. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.connection.close();
+    for (const ring of this.rings) ring.close();
+    this.ram.close();
+  }
+}

@@ -1,0 +1,93 @@
+import { readFileSync } from 'node:fs';
+import { PassThrough } from 'node:stream';
+import { text } from 'node:stream/consumers';
+import type { Command } from 'commander';
+import { describe, expect, it } from 'vitest';
+import { createProgram } from '../../../../vmm-client/cli/program.ts';
+
+/** Runs the command line with nobody at the socket. Returns what it said and how it ended. */
+async function run(
+  ...args: string[]
+): Promise<{ stdout: string; stderr: string; error: Error & { exitCode?: number } }> {
+  const [stdin, stdout, stderr] = [new PassThrough(), new PassThrough(), new PassThrough()];
+  const program = createProgram({ stdin, stdout, stderr, interrupted: new AbortController().signal }, '1.2.3');
+  const error = await program.parseAsync(args, { from: 'user' }).then(
+    () => new Error('no error'),
+    (reason) => reason,
+  );
+  stdout.end();
+  stderr.end();
+  return { stdout: await text(stdout), stderr: await text(stderr), error };
+}
+
+const SOCKET = '/nonexistent/socket';
+
+describe('the command line', () => {
+  it('prints the version', async () => {
+    const { stdout, error } = await run('--version');
+    expect([stdout, error.exitCode]).toEqual(['1.2.3\n', 0]);
+  });
+
+  it.each([
+    [['info'], "missing required argument 'socket'"],
+    [['info', SOCKET, 'surplus'], 'too many arguments'],
+    [['info', SOCKET, '--type', 'gpu'], 'Allowed choices are auto, blk, net, vsock'],
+    [['frob'], "unknown command 'frob'"],
+    [['blk', 'read', SOCKET, '--length', '4q'], "'4q' is not a size in bytes"],
+    [['blk', 'bench', SOCKET, '--qd', '0'], "'0' is not a whole number from 1 to"],
+    [['blk', 'bench', SOCKET, '--rw', 'sideways'], "argument 'sideways' is invalid"],
+    [['blk', 'bench', SOCKET, '--time', 'soon'], "'soon' is not a duration"],
+    [['blk', 'verify', SOCKET, '--sed', '1'], "unknown option '--sed'"],
+  ])('refuses %j in one sentence', async (args, sentence) => {
+    const { stdout, stderr, error } = await run(...args);
+    expect(error).toMatchObject({ exitCode: 1, code: expect.stringMatching(/^commander\./) });
+    expect(stderr).toMatch(/^ringside: /);
+    expect(stderr).toContain(sentence);
+    expect(stdout).toBe('');
+  });
+
+  it.each([
+    [['--qd', '512'], '--qd 512 needs a --queue-size of as many entries, it is 256'],
+    [['--bs', '1000'], '--bs 1000 is not a multiple of 512 bytes'],
+    [['--queue-size', '100'], '--queue-size 100 is not a power of two'],
+    [['--bs', '1G', '--qd', '2'], '2 GiB would be in flight'],
+  ])('refuses bench %j before it looks at the socket', async (args, sentence) => {
+    const { error } = await run('blk', 'bench', SOCKET, ...args);
+    expect(error).toMatchObject({ code: 'USAGE', message: expect.stringContaining(sentence) });
+  });
+
+  it('says where nobody listens', async () => {
+    const { error } = await run('info', SOCKET);
+    expect(error).toMatchObject({ code: 'ENOENT', message: expect.stringContaining(SOCKET) });
+  });
+});
+
+describe('docs/man/ringside.1', () => {
+  const manual = readFileSync(new URL('../../../../docs/man/ringside.1', import.meta.url), 'utf8');
+  const [stdin, stdout, stderr] = [new PassThrough(), new PassThrough(), new PassThrough()];
+  const program = createProgram({ stdin, stdout, stderr, interrupted: new AbortController().signal }, '0');
+  const all = (command: Command): Command[] => [command, ...command.commands.flatMap(all)];
+  const leaves = all(program).filter((command) => command.commands.length === 0);
+  const nameOf = (command: Command): string =>
+    command.parent === null ? command.name() : `${nameOf(command.parent)} ${command.name()}`;
+
+  it.each(leaves.map((command) => [nameOf(command), command] as const))(
+    'describes every option of %s',
+    (name, command) => {
+      const sections = manual.split(/^\.S[sh] /m);
+      const described = sections.filter(
+        (section) => section.startsWith(`${name}\n`) || section.startsWith('Disk options'),
+      );
+      const missing = command.options
+        .map((option) => option.long ?? '')
+        .filter((long) => !described.some((section) => section.includes(`Fl ${long.slice(1)}`)));
+      expect([described.length, missing]).toEqual([2, []]);
+    },
+  );
+
+  it('names no option that does not exist', () => {
+    const known = new Set(all(program).flatMap((command) => command.options.map(({ long }) => long)));
+    const named = [...manual.matchAll(/Fl (-[a-z-]+)/g)].map(([, long]) => `-${long}`);
+    expect(named.filter((long) => !known.has(long) && long !== '--help')).toEqual([]);
+  });
+});

@@ -1,0 +1,105 @@
+/** What commands see of the world, so that only main.ts touches the process; and how they get at a disk. */
+
+import type { Readable, Writable } from 'node:stream';
+import { BlkDriver } from '../driver/blk-driver.ts';
+import { VhostUserFrontend } from '../frontend/frontend.ts';
+import { formatSize, UsageError } from './quantity.ts';
+
+export interface CliContext {
+  readonly stdin: Readable;
+  readonly stdout: Writable & { readonly isTTY?: boolean };
+  readonly stderr: Writable & { readonly isTTY?: boolean; readonly columns?: number };
+  /** Aborted when the user wants an end (SIGINT, SIGTERM). */
+  readonly interrupted: AbortSignal;
+}
+
+/** A run that did what it should and found that the data is not what it should be. Ends in exit code 1. */
+export class VerifyError extends Error {
+  override readonly name = 'VerifyError';
+  readonly code = 'VERIFY';
+}
+
+/** Options of every `blk` command. */
+export interface DiskOptions {
+  readonly timeout: number;
+  readonly reconnect: number;
+  readonly queues: number;
+  readonly queueSize: number;
+}
+
+/** @throws UsageError - no split queue has that many entries */
+export function checkQueueSize({ queueSize }: DiskOptions): void {
+  if ((queueSize & (queueSize - 1)) === 0) return;
+  throw new UsageError(`--queue-size ${queueSize} is not a power of two`);
+}
+
+/** Runs `use` with a driver of the disk at `socket`, closed afterwards in every case. */
+export async function withDisk<T>(
+  context: CliContext,
+  socket: string,
+  options: DiskOptions,
+  dataBytes: number,
+  use: (driver: BlkDriver) => Promise<T>,
+): Promise<T> {
+  checkQueueSize(options);
+  const frontend = await VhostUserFrontend.connect(socket, {
+    timeoutMs: options.timeout,
+    reconnectMs: options.reconnect,
+  });
+  frontend.on('disconnect', (error) => context.stderr.write(`ringside: ${error.message}; dialing again\n`));
+  frontend.on('reconnect', () => context.stderr.write('ringside: the back end is back\n'));
+  frontend.on('channelFault', (error) => context.stderr.write(`ringside: request channel: ${error.message}\n`));
+  let driver: BlkDriver;
+  try {
+    driver = await BlkDriver.open(frontend, {
+      queues: options.queues,
+      queueSize: options.queueSize,
+      dataBytes,
+      timeoutMs: Math.max(options.timeout, 1000),
+    });
+  } catch (error) {
+    frontend.close();
+    throw error;
+  }
+  let failed = true;
+  try {
+    const result = await use(driver);
+    failed = false;
+    return result;
+  } finally {
+    const closing = driver.close();
+    // The first failure is the one to tell.
+    await (failed ? closing.catch(() => undefined) : closing);
+  }
+}
+
+/** A byte range of a disk. */
+export interface ByteRange {
+  readonly offset: number;
+  readonly length: number;
+}
+
+/** The range that `--offset` and `--length` name; without a length to the end. @throws UsageError - outside the disk */
+export function rangeOf(driver: BlkDriver, offset: number, length: number | undefined, alignment: number): ByteRange {
+  const { capacityBytes } = driver.config;
+  if (offset > capacityBytes || (length ?? 0) > capacityBytes - offset) {
+    const end = length === undefined ? '' : ` and length ${length}`;
+    throw new UsageError(
+      `offset ${offset}${end} are outside the disk of ${formatSize(capacityBytes)} (${capacityBytes})`,
+    );
+  }
+  const range = { offset, length: length ?? capacityBytes - offset };
+  for (const [name, value] of [
+    ['offset', range.offset],
+    ['length', range.length],
+  ] as const) {
+    if (value % alignment !== 0) throw new UsageError(`${name} ${value} is not a multiple of ${alignment} bytes`);
+  }
+  return range;
+}
+
+/** `1.5 GiB in 2.10 s (731 MiB/s)`. */
+export function describeRate(bytes: number, elapsedMs: number): string {
+  const rate = elapsedMs > 0 ? (bytes / elapsedMs) * 1000 : 0;
+  return `${formatSize(bytes)} in ${(elapsedMs / 1000).toFixed(2)} s (${formatSize(rate)}/s)`;
+}

@@ -1,0 +1,133 @@
+/** The commands of `ringside`, their options and help. Knows neither the process nor how to exit. */
+
+import { Command, InvalidArgumentError, Option } from 'commander';
+import { VIRTQ_MAX_SIZE } from '../../protocol/virtio/split-ring.ts';
+import { ACCESS_PATTERNS } from './bench-load.ts';
+import { type BenchOptions, benchDisk } from './blk-bench.ts';
+import { type ReadOptions, readDisk, type WriteOptions, writeDisk } from './blk-transfer.ts';
+import { type VerifyOptions, verifyDisk } from './blk-verify.ts';
+import type { CliContext } from './context.ts';
+import { infoToJson, queryBackend, renderInfo } from './info.ts';
+import { parseDuration, parseInteger, parseSize, UsageError } from './quantity.ts';
+
+const SOCKET = 'Unix socket that the back end listens on';
+
+/** Lets commander name the option that a value was wrong for. */
+function parser<T>(parse: (text: string) => T): (text: string) => T {
+  return (text) => {
+    try {
+      return parse(text);
+    } catch (error) {
+      if (error instanceof UsageError) throw new InvalidArgumentError(error.message);
+      throw error;
+    }
+  };
+}
+
+const size = parser(parseSize);
+const duration = parser(parseDuration);
+const integer = (min: number, max: number) => parser(parseInteger(min, max));
+
+function option<T>(flags: string, text: string, parse: (text: string) => T, value?: T, shown?: string): Option {
+  const made = new Option(flags, text).argParser(parse);
+  return value === undefined ? made : made.default(value, shown);
+}
+
+const timeoutOption = () => option('--timeout <time>', 'how long one answer may take', duration, 10_000, '10s');
+
+/** A command on a disk: its own options, then those that all of them have. */
+function diskCommand(name: string, description: string, options: readonly Option[]): Command {
+  const command = new Command(name).description(description).argument('<socket>', SOCKET);
+  for (const own of options) command.addOption(own);
+  return command
+    .addOption(option('--queues <number>', 'request queues to use', integer(1, 256), 1))
+    .addOption(
+      option('--queue-size <entries>', 'entries of each queue, a power of two', integer(4, VIRTQ_MAX_SIZE), 256),
+    )
+    .addOption(timeoutOption())
+    .addOption(
+      option('--reconnect <time>', 'how long to dial a back end that went away, 0: not', duration, 10_000, '10s'),
+    );
+}
+
+/** Builds the command line. Actions reject with errors; `version` is what --version prints. */
+export function createProgram(context: CliContext, version: string): Command {
+  const program = new Command('ringside')
+    .description('Talks to vhost-user back ends: asks what they are, reads, writes, verifies and measures disks.')
+    .version(version, '-V, --version', 'print the version')
+    .helpOption('-h, --help', 'print this help')
+    .helpCommand(false)
+    .addHelpText(
+      'after',
+      '\nSizes are in bytes and take the suffixes k, M, G, T (powers of 1024). Times are in seconds and take ms, s, m, h.' +
+        '\nExit codes: 0 done, 1 it failed, 2 wrong usage, 130 interrupted.',
+    );
+
+  program
+    .command('info')
+    .description('Shows features, queues, memory slots and configuration of any back end.')
+    .argument('<socket>', SOCKET)
+    .addOption(
+      new Option('--type <device>', 'what to read it as').choices(['auto', 'blk', 'net', 'vsock']).default('auto'),
+    )
+    .addOption(timeoutOption())
+    .option('--json', 'print JSON')
+    .action(async (socket, options) => {
+      const info = await queryBackend(socket, { type: options.type, timeoutMs: options.timeout });
+      const text = options.json === true ? JSON.stringify(infoToJson(info), undefined, 2) : renderInfo(info);
+      context.stdout.write(`${text}\n`);
+    });
+
+  const offset = (what: string) => option('--offset <bytes>', what, size, 0);
+  const length = () => option('--length <bytes>', 'how much (default: to the end of the disk)', size);
+  const blk = program.command('blk').description('Reads, writes, verifies or measures a disk.').helpCommand(false);
+  blk.addCommand(
+    diskCommand('read', 'Copies a disk, or a part of it, to a file.', [
+      offset('where to begin'),
+      length(),
+      new Option('-o, --output <file>', 'where to, - is standard output').default('-'),
+    ]).action((socket, options) => readDisk(context, socket, options as ReadOptions)),
+  );
+  blk.addCommand(
+    diskCommand('write', 'Copies a file onto a disk, and flushes.', [
+      offset('where to begin, a multiple of the block size'),
+      new Option('-i, --input <file>', 'where from, - is standard input').default('-'),
+    ]).action((socket, options) => writeDisk(context, socket, options as WriteOptions)),
+  );
+  blk.addCommand(
+    diskCommand('verify', 'OVERWRITES a range with a pattern, reads it back and compares.', [
+      offset('where to begin, a multiple of the block size'),
+      length(),
+      option('--seed <number>', 'which pattern', integer(0, 0xffff_ffff), 1),
+      new Option('--read-only-pass', 'only compare, with what an earlier run wrote'),
+    ]).action((socket, options) => verifyDisk(context, socket, options as VerifyOptions)),
+  );
+  blk.addCommand(
+    diskCommand('bench', 'Measures a disk. Patterns with "write" OVERWRITE it.', [
+      new Option('--rw <pattern>', 'access pattern').choices(ACCESS_PATTERNS).default('randread'),
+      option('--bs <bytes>', 'size of one request', size, 4096, '4k'),
+      option('--qd <number>', 'requests in flight on each queue', integer(1, VIRTQ_MAX_SIZE), 32),
+      option('--time <time>', 'how long to measure', duration, 5000, '5s'),
+      option('--ramp <time>', 'how long to run before measuring', duration, 500, '500ms'),
+      offset('where the range begins'),
+      option('--size <bytes>', 'length of the range (default: to the end of the disk)', size),
+      option('--poll <us>', 'microseconds to poll in vain before sleeping', integer(0, 10_000_000), 200),
+      new Option('--json', 'print JSON'),
+    ]).action((socket, options) => benchDisk(context, socket, options as BenchOptions)),
+  );
+  for (const command of [program, ...program.commands, ...blk.commands]) settle(command, context);
+  return program;
+}
+
+/** What commander does not hand down. Errors are thrown and not exits; help after an error would bury its sentence. */
+function settle(command: Command, context: CliContext): void {
+  command
+    .exitOverride()
+    .showHelpAfterError(false)
+    .allowExcessArguments(false)
+    .configureOutput({
+      writeOut: (text) => context.stdout.write(text),
+      writeErr: (text) => context.stderr.write(text),
+      outputError: (text, write) => write(`ringside: ${text.replace(/^error: /, '')}`),
+    });
+}

@@ -1,0 +1,64 @@
+/** One virtqueue as the front end tells it to the back end. Source: vhost-user, Ring states, Starting and stopping rings. */
+
+import type { OwnedFd } from '../../protocol/sys/owned-fd.ts';
+import { FRONTEND } from '../../protocol/vhost-user/messages.ts';
+import { hasFeature, VHOST_USER_F_PROTOCOL_FEATURES } from '../../protocol/virtio/reserved-features.ts';
+import type { FrontendConnection } from './connection.ts';
+
+/** A vring and its descriptors, which stay the driver's. Addresses are user addresses of shared memory. */
+export interface Vring {
+  readonly index: number;
+  /** Entries. */
+  readonly size: number;
+  readonly descriptorTable: number;
+  readonly availRing: number;
+  readonly usedRing: number;
+  /** Written by the driver, read by the back end. Undefined: the back end has to poll. */
+  readonly kick: OwnedFd | undefined;
+  /** Written by the back end, read by the driver. Undefined: the driver polls. */
+  readonly call: OwnedFd | undefined;
+  /** Written by the back end when the ring is broken. */
+  readonly error: OwnedFd | undefined;
+  /**
+   * Called when the back end came back after it died and before it gets the ring again; returns the new base.
+   * `keepsInflight` says that it knows from the in-flight region what it had taken; where not, the driver has to make
+   * everything that is unfinished available again.
+   */
+  resume(keepsInflight: boolean): number;
+  /** Signals the kick descriptor. */
+  notify(): void;
+}
+
+/**
+ * Hands one ring over and starts it. `base` is where the back end begins to take requests: a free-running index into the
+ * available ring. All messages go out at once; the acknowledgements are awaited together.
+ * @throws PeerError - refused, closed or timed out
+ */
+export async function startVring(
+  connection: FrontendConnection,
+  vring: Vring,
+  base: number,
+  features: bigint,
+): Promise<void> {
+  const { index } = vring;
+  const hasEnable = hasFeature(features, VHOST_USER_F_PROTOCOL_FEATURES);
+  const withFd = (fd: OwnedFd | undefined) => [{ index, noFd: fd === undefined }, fd ? [fd] : []] as const;
+  await Promise.all([
+    connection.command(FRONTEND.SET_VRING_NUM, { index, num: vring.size }),
+    connection.command(FRONTEND.SET_VRING_BASE, { index, num: base }),
+    connection.command(FRONTEND.SET_VRING_ADDR, {
+      index,
+      flags: 0,
+      descriptor: vring.descriptorTable,
+      used: vring.usedRing,
+      available: vring.availRing,
+      log: 0n,
+    }),
+    connection.command(FRONTEND.SET_VRING_CALL, ...withFd(vring.call)),
+    connection.command(FRONTEND.SET_VRING_KICK, ...withFd(vring.kick)),
+    connection.command(FRONTEND.SET_VRING_ERR, ...withFd(vring.error)),
+    ...(hasEnable ? [connection.command(FRONTEND.SET_VRING_ENABLE, { index, num: 1 })] : []),
+  ]);
+  // Requests that were made available while nobody listened would wait for the next one's kick.
+  vring.notify();
+}
