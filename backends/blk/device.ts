@@ -4,6 +4,7 @@
  */
 
 import { EINVAL, ENOSYS, EPERM, SysError } from '../../protocol/sys/errors.ts';
+import { unlock } from '../../protocol/sys/storage.ts';
 import {
   VIRTIO_BLK_CONFIG,
   VIRTIO_BLK_F_CONFIG_WCE,
@@ -194,6 +195,7 @@ export class BlkDevice implements Device {
   }
 
   close(): void {
+    unlock(this.disk.main.fd);
     this.#engine.close();
     this.disk.main.close();
     this.disk.buffered.close();

@@ -34,6 +34,7 @@ async function run(options: BlkOptions): Promise<void> {
       process.on('SIGHUP', reload);
     },
   );
+  device.close();
   log.info('stopped');
 }
 

@@ -72,7 +72,7 @@ export class OwnedFd {
 
   /** A second descriptor of the same open file. */
   duplicate(): OwnedFd {
-    return new OwnedFd(checked(libc.fcntl(this.fd, F_DUPFD_CLOEXEC, 0), 'fcntl', 'F_DUPFD_CLOEXEC'));
+    return duplicateFd(this.fd);
   }
 
   close(): void {
@@ -80,6 +80,11 @@ export class OwnedFd {
     libc.close(this.#fd);
     this.#fd = -1;
   }
+}
+
+/** A second, close-on-exec descriptor of the open file that `fd` names. @throws SysError - EMFILE */
+export function duplicateFd(fd: number): OwnedFd {
+  return new OwnedFd(checked(libc.fcntl(fd, F_DUPFD_CLOEXEC, 0), 'fcntl', 'F_DUPFD_CLOEXEC'));
 }
 
 /** Opens a path with the given O_ flags (O_CLOEXEC is added). @throws SysError - named after the path */

@@ -18,6 +18,7 @@ const BLKPBSZGET = 0x127b;
 const F_OFD_SETLK = 37;
 const F_RDLCK = 0;
 const F_WRLCK = 1;
+const F_UNLCK = 2;
 
 const scratch = allocatePinned(64);
 
@@ -61,6 +62,13 @@ export function pwriteNow(fd: number, address: number, length: number, offset: n
   const result =
     length >= 0 ? libc.pwrite(fd, address, length, offset) : libc.pwritev2(fd, address, -length, offset, 0);
   return result === -1 ? -lastErrno() : result;
+}
+
+/** Gives the lock back at once: closing would, but only when the kernel has let go of the file's last user. */
+export function unlock(fd: number): void {
+  scratch.bytes.fill(0);
+  scratch.data.setInt16(0, F_UNLCK, true);
+  checked(libc.fcntl(fd, F_OFD_SETLK, scratch.address), 'fcntl', 'F_UNLCK');
 }
 
 type Later = (result: number) => void;

@@ -145,9 +145,9 @@ export class SplitQueue {
     chain.walk(head, this.#descriptors, this.size, this.#indirect);
   }
 
-  /** Whether heads may be waiting. */
-  get hasWork(): boolean {
-    return Atomics.load(this.#avail, 1) !== this.nextAvail;
+  /** Heads that the driver made available and nobody took. */
+  get backlog(): number {
+    return (Atomics.load(this.#avail, 1) - this.nextAvail) & 0xffff;
   }
 
   /** Stages a used entry: `length` is how many bytes were written to the chain's writable buffers. */

@@ -1,4 +1,5 @@
-import { statSync } from 'node:fs';
+import { randomBytes } from 'node:crypto';
+import { closeSync, openSync, statSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { beforeAll, expect, it } from 'vitest';
@@ -9,6 +10,7 @@ import { createImage } from '../support/image.ts';
 import { describeWithPeers } from '../support/peers.ts';
 
 const MiB = 1 << 20;
+const BALLAST_OFFSET = 64 * MiB;
 
 /**
  * microvm is a case of its own: virtio-mmio lets the guest use rings of 1024 entries whatever `queue-size` says, while
@@ -24,9 +26,10 @@ for (const { machine, queues, kills } of machines) {
     const cleanup = cleanupAfterAll();
     let guest: QemuGuest;
     let disk: BlkBackend;
+    const ballast = randomBytes(128 * MiB);
 
     beforeAll(async () => {
-      const image = createImage(join(cleanup.directory(), 'disk'), 48 * MiB);
+      const image = createImage(join(cleanup.directory(), 'disk'), BALLAST_OFFSET + ballast.length);
       disk = await BlkBackend.start(cleanup, { image, numQueues: queues });
       guest = await bootQemu(cleanup, {
         machine,
@@ -38,28 +41,51 @@ for (const { machine, queues, kills } of machines) {
       });
     });
 
+    const changed = (): bigint => statSync(disk.image, { bigint: true }).mtimeNs;
+
     /** Resolves when a write has reached the image after now. */
     const nextWrite = async (): Promise<void> => {
-      const before = statSync(disk.image, { bigint: true }).mtimeNs;
+      const before = changed();
       const end = performance.now() + 30_000;
-      while (statSync(disk.image, { bigint: true }).mtimeNs === before) {
+      while (changed() === before) {
         if (performance.now() > end)
           throw new Error(`no write reached the image within 30 s; the daemon's log:\n${disk.log()}`);
         await delay(2);
       }
     };
 
-    /** Random writes of blocks with checksums, each read back and compared some time after it was written. */
+    /**
+     * Resolves while a flush is under way which began before writes that have ended: from the host's side the image gets
+     * so much to write back that the next flush takes long, and then no write changes it any more, because every job
+     * waits for a flush. On a file system without a disk nothing comes to a halt; then any moment is as good.
+     */
+    const longFlush = async (): Promise<void> => {
+      const fd = openSync(disk.image, 'r+');
+      writeSync(fd, ballast, 0, ballast.length, BALLAST_OFFSET);
+      closeSync(fd);
+      const end = performance.now() + 1_000;
+      for (let since = performance.now(), last = changed(); performance.now() < Math.min(end, since + 20); ) {
+        await delay(1);
+        if (changed() !== last) since = performance.now();
+        last = changed();
+      }
+    };
+
+    /**
+     * Random writes of blocks with checksums, each read back and compared some time after it was written. Jobs flush at
+     * different times, and a flush takes longer than the others' writes: requests end in another order than they began
+     * in. Did they keep it, a front end could resume at the used index, and the in-flight region would prove nothing.
+     */
     const verify = (seconds: number): Promise<string> =>
       guest.run(
-        `/usr/bin/fio --name=verify --filename=/dev/vda --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=32 \
-        --verify=crc32c --verify_backlog=512 --verify_fatal=1 --time_based --runtime=${seconds} --numjobs=2 \
-        --size=16M --offset_increment=16M --group_reporting`,
-        (seconds + 60) * 1000,
+        `/usr/bin/fio --name=verify --filename=/dev/vda --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=16 \
+        --verify=crc32c --verify_backlog=512 --verify_fatal=1 --time_based --runtime=${seconds} --fsync=16 --numjobs=4 \
+        --size=8M --offset_increment=8M --group_reporting`,
+        (seconds + 30) * 1000,
       );
 
     it('loses and repeats nothing when it is killed and started again', { timeout: 120_000 }, async () => {
-      const done = verify(kills * 2);
+      const done = verify(kills * 3);
       let running = true;
       done
         .finally(() => {
@@ -68,6 +94,7 @@ for (const { machine, queues, kills } of machines) {
         .catch(() => {});
       for (let kill = 0; kill < kills; kill++) {
         await nextWrite();
+        await longFlush();
         await disk.kill9();
         await disk.restart();
       }

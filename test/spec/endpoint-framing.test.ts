@@ -246,6 +246,21 @@ describe('an endpoint writes', () => {
     raw.close();
   });
 
+  it('and reads at the same time: a request that comes while answers wait is received', async () => {
+    for (let i = 0; i < 2000; i += 1) endpoint.sendReply(31, new Uint8Array(64));
+    const incoming = nextMessage();
+    write(hex(GET_FEATURES));
+
+    expect((await incoming).id).toBe(1);
+
+    const again = nextMessage();
+    const raw = new RawConnection(far);
+    for (let i = 0; i < 2000; i += 1) await raw.receive();
+    await raw.sendBytes(hex(GET_FEATURES));
+    expect((await again).id).toBe(1);
+    raw.close();
+  });
+
   it('no more than its limit to a peer that never reads', () => {
     const flood = (): void => {
       for (let i = 0; i < 10_000; i += 1) endpoint.sendReply(24, new Uint8Array(268));

@@ -1,9 +1,8 @@
 /** `ringside blk read` and `ringside blk write`: bytes of a disk to a file or standard output, and back. */
 
-import { createReadStream, createWriteStream } from 'node:fs';
-import { stat } from 'node:fs/promises';
+import { createReadStream } from 'node:fs';
+import { open, stat } from 'node:fs/promises';
 import type { Readable, Writable } from 'node:stream';
-import { finished } from 'node:stream/promises';
 import type { BlkDriver } from '../driver/blk-driver.ts';
 import { type ByteRange, type CliContext, type DiskOptions, describeRate, rangeOf, withDisk } from './context.ts';
 import { PIPELINE_BYTES, runPipeline } from './pipeline.ts';
@@ -23,10 +22,29 @@ export interface WriteOptions extends DiskOptions {
   readonly input: string;
 }
 
-function writeAll(output: Writable, bytes: Uint8Array): Promise<void> {
-  return new Promise((resolve, reject) => {
-    output.write(bytes, (error) => (error ? reject(error) : resolve()));
-  });
+/** Where the bytes of a disk go, in order. */
+interface Sink {
+  write(bytes: Uint8Array): Promise<void>;
+  close(): Promise<void>;
+}
+
+async function openSink(output: string, stdout: Writable): Promise<Sink> {
+  if (output === '-') {
+    return {
+      write: (bytes) =>
+        new Promise((resolve, reject) => {
+          stdout.write(bytes, (error) => (error ? reject(error) : resolve()));
+        }),
+      close: async () => undefined,
+    };
+  }
+  const file = await open(output, 'w');
+  return {
+    write: async (bytes) => {
+      for (let done = 0; done < bytes.length; ) done += (await file.write(bytes, done)).bytesWritten;
+    },
+    close: () => file.close(),
+  };
 }
 
 /** Any range of bytes; the disk is read in whole blocks. */
@@ -37,8 +55,7 @@ export async function readDisk(context: CliContext, socket: string, options: Rea
     const begin = Math.floor(wanted.offset / blockSize) * blockSize;
     const wantedEnd = wanted.offset + wanted.length;
     const end = Math.ceil(wantedEnd / blockSize) * blockSize;
-    const toFile = options.output !== '-';
-    const output = toFile ? createWriteStream(options.output) : context.stdout;
+    const sink = await openSink(options.output, context.stdout);
     const progress = new Progress(context.stderr, 'read', wanted.length);
     const started = performance.now();
     try {
@@ -47,18 +64,17 @@ export async function readDisk(context: CliContext, socket: string, options: Rea
         take: async (offset, bytes) => {
           const from = Math.max(0, wanted.offset - offset);
           const to = Math.min(bytes.length, wantedEnd - offset);
-          await writeAll(output, bytes.subarray(from, to));
+          await sink.write(bytes.subarray(from, to));
           progress.update(offset + to - wanted.offset);
         },
       });
-      if (toFile) {
-        output.end();
-        await finished(output);
-      }
     } finally {
       progress.clear();
+      await sink.close();
     }
-    if (toFile) context.stdout.write(`read ${describeRate(wanted.length, performance.now() - started)}\n`);
+    if (options.output !== '-') {
+      context.stdout.write(`read ${describeRate(wanted.length, performance.now() - started)}\n`);
+    }
   });
 }
 

@@ -49,7 +49,8 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const) {
 // A reader that has seen enough (head, less) ends the command, not an error.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   if (error.code === 'EPIPE') process.exit(0);
-  throw error;
+  process.stderr.write(`ringside: standard output: ${error.message}\n`);
+  process.exit(EXIT_FAILURE);
 });
 
 const program = createProgram(

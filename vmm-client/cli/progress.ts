@@ -58,7 +58,7 @@ export class Progress {
     if (now - this.#drawnAt < REDRAW_MS) return;
     this.#drawnAt = now;
     this.#drawn = true;
-    const columns = this.#output.columns ?? 80;
+    const columns = this.#output.columns || 80; // 0 where the terminal does not know
     const line = renderProgress(this.#label, done, this.#total, now - this.#started, columns, this.#unit);
     this.#output.write(`\r\x1b[K${line}`);
   }

@@ -138,6 +138,7 @@ export class FrontendConnection {
   }
 
   async #receive(): Promise<void> {
+    let cause: unknown;
     try {
       for (;;) {
         const message = await this.#endpoint.next();
@@ -145,18 +146,16 @@ export class FrontendConnection {
         this.#match(message);
       }
     } catch (error) {
-      const lost = error instanceof ProtocolError ? error : new PeerError((error as Error).message, { cause: error });
-      this.#lose(lost);
-      return;
+      if (error instanceof ProtocolError) {
+        this.#lose(error);
+        return;
+      }
+      // A reset is how a peer ends that had not read everything.
+      cause = error;
     }
     const unanswered = this.#pending[0];
-    this.#lose(
-      new PeerError(
-        unanswered === undefined
-          ? 'the back end closed the connection'
-          : `the back end closed the connection instead of answering ${unanswered.type.name}`,
-      ),
-    );
+    const instead = unanswered === undefined ? '' : ` instead of answering ${unanswered.type.name}`;
+    this.#lose(new PeerError(`the back end closed the connection${instead}`, { cause }));
   }
 
   /** @throws ProtocolError - this is not the answer to the oldest request that waits */

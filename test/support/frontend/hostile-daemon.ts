@@ -22,25 +22,23 @@ export class HostileDaemon {
   readonly #client: GoodClientOptions;
   readonly #open: { close(): void }[] = [];
 
-  private constructor(backend: BlkBackend, hash: string, client: GoodClientOptions) {
+  private constructor(backend: BlkBackend, client: GoodClientOptions) {
     this.backend = backend;
     this.image = backend.image;
-    this.#hash = hash;
+    this.#hash = sha256OfFile(backend.image);
     this.#client = client;
     this.#fds = backend.fdCount();
   }
 
-  /** Starts a daemon on a random image and lets a good client warm it up: what that leaves open is the measure. */
+  /** Starts a daemon on a random image. What it has open before the first front end is the measure for later. */
   static async start(
     cleanup: Cleanup,
     options: Partial<BlkBackendOptions> = {},
     client: GoodClientOptions = {},
   ): Promise<HostileDaemon> {
     const image = options.image ?? randomImage(join(cleanup.directory(), 'disk.img'), IMAGE_BYTES);
-    const hash = sha256OfFile(image);
     const backend = await BlkBackend.start(cleanup, { ...options, image });
-    await connectGood(backend.socket, client);
-    return new HostileDaemon(backend, hash, client);
+    return new HostileDaemon(backend, client);
   }
 
   get socket(): string {
@@ -79,7 +77,11 @@ export class HostileDaemon {
   async expectUnharmed(): Promise<void> {
     for (const closable of this.#open.splice(0)) closable.close();
     if (!this.backend.running) throw new Error(`the daemon ended:\n${this.backend.log().slice(-2000)}`);
-    await this.expectServesGoodClient();
+    await this.expectServesGoodClient().catch((error: unknown) => {
+      throw new Error(`a good client is not served any more; the log ends:\n${this.backend.log().slice(-2000)}`, {
+        cause: error,
+      });
+    });
     const fds = this.#fds;
     await eventually(
       'open descriptors',

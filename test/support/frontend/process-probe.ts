@@ -19,6 +19,14 @@ export const rss = (pid: number): number => {
   return Number(match[1]) * 1024;
 };
 
+/** CPU time that a process has used so far, in ms (the kernel counts hundredths of a second). */
+export const cpuMs = (pid: number): number => {
+  const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
+  // Fields behind the name in parentheses start with the third; utime is the 14th, stime the 15th.
+  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+  return (Number(fields[11]) + Number(fields[12])) * 10;
+};
+
 /** Mappings of memfds in a process: shared guest memory that it holds. */
 export const sharedMappings = (pid: number): number =>
   readFileSync(`/proc/${pid}/maps`, 'utf8')
@@ -34,7 +42,7 @@ export const eventually = async <T>(
   what: string,
   read: () => T,
   accept: (value: T) => boolean,
-  deadlineMs = 5_000,
+  deadlineMs = 2_000,
 ): Promise<T> => {
   const end = performance.now() + deadlineMs;
   for (let pause = 0; ; pause = 5) {
