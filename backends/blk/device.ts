@@ -93,7 +93,8 @@ export class BlkDevice implements Device {
       return new UringEngine({ files, direct: this.disk.direct, iopoll }, requests, complete);
     } catch (error) {
       if (!(error instanceof SysError)) throw error;
-      if (engine === 'io_uring' || iopoll) throw new UsageError(`--engine=io_uring: ${error.message}`);
+      if (iopoll) throw new UsageError(`--iopoll: the disk or the kernel cannot: ${error.message}`);
+      if (engine === 'io_uring') throw new UsageError(`--engine=io_uring: ${error.message}`);
       if (![ENOSYS, EPERM, EINVAL].includes(error.errno)) throw error;
       this.#log.warn(`io_uring is not to be had (${error.code}): using the thread pool, which is slower`);
       return new ThreadsEngine(files, complete);
@@ -106,6 +107,10 @@ export class BlkDevice implements Device {
 
   get mustPoll(): boolean {
     return this.#engine.mustPoll;
+  }
+
+  get isFull(): boolean {
+    return this.#free.length === 0 || this.#exclusive !== undefined;
   }
 
   get completionFd(): number | undefined {

@@ -25,6 +25,9 @@ export interface Device {
   /** Whether `poll` must be called again soon although nothing becomes readable (busy-polled devices, a full kernel). */
   readonly mustPoll: boolean;
 
+  /** No further request can be started until one in flight ends: what waits in the rings is no reason to stay awake. */
+  readonly isFull: boolean;
+
   /** A descriptor that becomes readable when work completes; undefined when `onCompletion` is called instead. */
   readonly completionFd: number | undefined;
 

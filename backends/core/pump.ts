@@ -118,7 +118,7 @@ export class Pump {
 
   /** A front end that truncated its memory is told off between slices; its pages read as zeros until then. */
   #checkMemory(): void {
-    for (const vring of this.#vrings) if (vring.host.memory.faulted) vring.host.onMemoryFault();
+    for (const vring of this.#vrings) if (vring.host.memoryFaulted) vring.host.onMemoryFault();
   }
 
   #pass(): number {
@@ -141,7 +141,7 @@ export class Pump {
   /** Asks for kicks; false when work came in meanwhile. */
   #trySleep(): boolean {
     let more = false;
-    for (const vring of this.#vrings) more = vring.enableKicks() || more;
+    if (!this.#device.isFull) for (const vring of this.#vrings) more = vring.enableKicks() || more;
     if (more) for (const vring of this.#vrings) vring.disableKicks();
     else this.#asleep = true;
     return !more;

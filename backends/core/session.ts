@@ -102,6 +102,10 @@ export class Session implements VringHost {
     this.#context.pump.wake();
   }
 
+  get memoryFaulted(): boolean {
+    return this.memory.faulted || this.#inflight?.faulted === true;
+  }
+
   /** The front end truncated a file that it shares with us: its connection ends. */
   onMemoryFault(): void {
     if (this.#memoryFault) return;

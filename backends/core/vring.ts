@@ -25,7 +25,9 @@ export interface VringHost {
   readonly log: Logger;
   /** There may be work: run the pump. */
   wake(): void;
-  /** Pages of the guest's memory are gone. */
+  /** Whether pages of the memory that the front end shares are gone. */
+  readonly memoryFaulted: boolean;
+  /** They are. */
   onMemoryFault(): void;
 }
 

@@ -4,7 +4,7 @@
  */
 
 import { rmSync } from 'node:fs';
-import { EADDRINUSE, EAGAIN, ECONNREFUSED, EINTR, EMFILE, ENOENT, SysError } from './errors.ts';
+import { EADDRINUSE, EAGAIN, ECONNREFUSED, EINTR, EMFILE, ENAMETOOLONG, ENOENT, SysError } from './errors.ts';
 import { checked, lastErrno, libc } from './libc.ts';
 import { OwnedFd, S_IFSOCK, statFd, statusFlags } from './owned-fd.ts';
 import { allocatePinned } from './pinned.ts';
@@ -40,7 +40,8 @@ const option = allocatePinned(8);
 function encodeAddress(path: string): number {
   const encoded = Buffer.from(path);
   if (encoded.length === 0 || encoded.length >= SUN_PATH_BYTES) {
-    throw new RangeError(`socket path of ${encoded.length} bytes: 1 to ${SUN_PATH_BYTES - 1} are possible (${path})`);
+    const what = `to a path of ${encoded.length} bytes, 1 to ${SUN_PATH_BYTES - 1} are possible (${path})`;
+    throw new SysError('bind', ENAMETOOLONG, what);
   }
   address.bytes.fill(0);
   address.data.setUint16(0, AF_UNIX, true);

@@ -54,14 +54,14 @@ export class FrontendConnection {
   async call<Q, R>(type: MessageType<Q, R>, value: Q): Promise<R> {
     const { payload, fds } = await this.callRaw(type, value);
     closeAll(fds);
-    return this.#decode(type, payload);
+    return this.decodeReply(type, payload);
   }
 
   /** Like `call`, for answers with descriptors, which the caller owns. */
   async callWithFds<Q, R>(type: MessageType<Q, R>, value: Q): Promise<{ value: R; fds: OwnedFd[] }> {
     const { payload, fds } = await this.callRaw(type, value);
     try {
-      return { value: this.#decode(type, payload), fds };
+      return { value: this.decodeReply(type, payload), fds };
     } catch (error) {
       closeAll(fds);
       throw error;
@@ -85,7 +85,7 @@ export class FrontendConnection {
     }
     const reply = await this.#request(type, value, fds, true);
     closeAll(reply.fds);
-    const status = this.#decode({ name: type.name, reply: U64 }, reply.payload);
+    const status = this.decodeReply({ name: type.name, reply: U64 }, reply.payload);
     if (status !== 0n) throw new PeerError(`${type.name} was refused by the back end (code ${status})`);
   }
 
@@ -94,7 +94,8 @@ export class FrontendConnection {
     this.#end(new PeerError('the connection was closed on this side'));
   }
 
-  #decode<R>(
+  /** The meaning of a payload. One that has none ends the connection. @throws ProtocolError */
+  decodeReply<R>(
     type: { readonly name: string; readonly reply: MessageType<unknown, R>['reply'] },
     payload: Uint8Array,
   ): R {
@@ -102,8 +103,10 @@ export class FrontendConnection {
     try {
       return type.reply.decode(payload);
     } catch (error) {
-      if (error instanceof ProtocolError) this.#lose(new ProtocolError(`answer to ${type.name}: ${error.message}`));
-      throw error;
+      if (!(error instanceof ProtocolError)) throw error;
+      const told = new ProtocolError(`answer to ${type.name}: ${error.message}`);
+      this.#lose(told);
+      throw told;
     }
   }
 

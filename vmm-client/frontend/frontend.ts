@@ -8,7 +8,6 @@
 import { EventEmitter } from 'node:events';
 import { setTimeout as delay } from 'node:timers/promises';
 import { SysError } from '../../protocol/sys/errors.ts';
-import { type OwnedFd, statFd } from '../../protocol/sys/owned-fd.ts';
 import { UnixStream } from '../../protocol/sys/unix-socket.ts';
 import { closeAll } from '../../protocol/vhost-user/endpoint.ts';
 import { PeerError, ProtocolError } from '../../protocol/vhost-user/errors.ts';
@@ -19,10 +18,10 @@ import {
   VHOST_USER_PROTOCOL_F_RESET_DEVICE,
 } from '../../protocol/vhost-user/features.ts';
 import { FRONTEND } from '../../protocol/vhost-user/messages.ts';
-import { type Inflight, MAX_TABLE_REGIONS } from '../../protocol/vhost-user/payloads.ts';
 import { hasFeature } from '../../protocol/virtio/reserved-features.ts';
 import { BackendChannel } from './backend-channel.ts';
 import { FrontendConnection } from './connection.ts';
+import { type InflightRegion, requestInflight, sendInflight, sendMemory } from './hand-over.ts';
 import { type Capabilities, negotiate, USABLE_PROTOCOL_FEATURES } from './negotiation.ts';
 import type { SharedMemory } from './shared-memory.ts';
 import { startVring, type Vring } from './vring.ts';
@@ -67,7 +66,7 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
   #features: bigint | undefined;
   #memory: SharedMemory[] = [];
   readonly #vrings = new Map<number, Vring>();
-  #inflight: { area: Inflight; fd: OwnedFd } | undefined;
+  #inflight: InflightRegion | undefined;
 
   private constructor(stream: UnixStream, path: string | undefined, options: FrontendOptions) {
     super();
@@ -195,18 +194,11 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
    */
   async trackInflight(numQueues: number, queueSize: number): Promise<boolean> {
     if (!this.hasProtocolFeature(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD)) return false;
-    const wanted: Inflight = { mmapSize: 0, mmapOffset: 0, numQueues, queueSize };
     await this.#command(async (connection) => {
-      const { value, fds } = await connection.callWithFds(FRONTEND.GET_INFLIGHT_FD, wanted);
-      const [fd, ...surplus] = fds;
-      closeAll(surplus);
-      if (fd === undefined || value.mmapSize === 0 || statFd(fd.fd).size < value.mmapOffset + value.mmapSize) {
-        fd?.close();
-        throw new ProtocolError('GET_INFLIGHT_FD was answered without a descriptor of a region of the stated size');
-      }
+      const region = await requestInflight(connection, numQueues, queueSize);
       this.#inflight?.fd.close();
-      this.#inflight = { area: { ...value, numQueues, queueSize }, fd };
-      await connection.command(FRONTEND.SET_INFLIGHT_FD, this.#inflight.area, [fd]);
+      this.#inflight = region;
+      await sendInflight(connection, region);
     });
     return true;
   }
@@ -218,7 +210,7 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
     const request = { offset, size: length, flags: 0, data: new Uint8Array(length) };
     const { payload, fds } = await connection.callRaw(FRONTEND.GET_CONFIG, request);
     closeAll(fds);
-    const reply = payload.length === 0 ? undefined : FRONTEND.GET_CONFIG.reply?.decode(payload);
+    const reply = payload.length === 0 ? undefined : connection.decodeReply(FRONTEND.GET_CONFIG, payload);
     if (reply === undefined || reply.size !== length) {
       throw new PeerError(`the back end refuses to read ${length} bytes of configuration at ${offset}`);
     }
@@ -346,7 +338,7 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
     if (this.#features !== undefined) await connection.command(FRONTEND.SET_FEATURES, this.#features);
     if (this.#memory.length > 0) await sendMemory(connection, this.#memory);
     if (this.#inflight !== undefined) {
-      await connection.command(FRONTEND.SET_INFLIGHT_FD, this.#inflight.area, [this.#inflight.fd]);
+      await sendInflight(connection, this.#inflight);
     }
     for (const vring of this.#vrings.values()) {
       const base = vring.resume(this.#inflight !== undefined);
@@ -354,15 +346,4 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
     }
     if (!connection.replyAck) await connection.call(FRONTEND.GET_FEATURES, undefined);
   }
-}
-
-/** A table where it can hold all regions, single additions where it cannot. */
-async function sendMemory(connection: FrontendConnection, regions: readonly SharedMemory[]): Promise<void> {
-  if (regions.length <= MAX_TABLE_REGIONS) {
-    const table = regions.map(({ region }) => region);
-    const fds = regions.map(({ memfd }) => memfd);
-    await connection.command(FRONTEND.SET_MEM_TABLE, table, fds);
-    return;
-  }
-  for (const { region, memfd } of regions) await connection.command(FRONTEND.ADD_MEM_REG, region, [memfd]);
 }

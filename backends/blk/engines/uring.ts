@@ -8,7 +8,7 @@
  * cannot do goes through a second ring.
  */
 
-import { EAGAIN, EINTR } from '../../../protocol/sys/errors.ts';
+import { EAGAIN, EINTR, SysError } from '../../../protocol/sys/errors.ts';
 import {
   IORING_FSYNC_DATASYNC,
   IORING_OP_FALLOCATE,
@@ -19,12 +19,14 @@ import {
   IORING_OP_WRITEV,
   IoUring,
 } from '../../../protocol/sys/io-uring.ts';
+import { allocatePinned } from '../../../protocol/sys/pinned.ts';
 import { pwriteNow } from '../../../protocol/sys/storage.ts';
 import { MAX_REQUESTS } from '../limits.ts';
 import { type BlkRequest, IO_ALLOCATE, IO_READ, IO_SYNC, IO_WRITE } from '../request.ts';
 import { BUFFERED_FILE, type Complete, type Engine, MAIN_FILE } from './engine.ts';
 
 const SQ_ENTRIES = 256;
+const PROBE_BYTES = 4096;
 /** A batch of inline writes that took longer is taken for throttling. */
 const STALL_MS = 2;
 /** How long the ring gets the writes then. */
@@ -63,7 +65,20 @@ export class UringEngine implements Engine {
     this.#plainRing = new IoUring(sizes);
     this.#plainRing.registerFiles(options.files);
     this.#ring = options.iopoll ? new IoUring({ ...sizes, iopoll: true }) : this.#plainRing;
-    if (options.iopoll) this.#ring.registerFiles(options.files);
+    if (!options.iopoll) return;
+    this.#ring.registerFiles(options.files);
+    this.#probePolling();
+  }
+
+  /** One read: a device without poll queues refuses it. @throws SysError - EOPNOTSUPP */
+  #probePolling(): void {
+    const page = allocatePinned(2 * PROBE_BYTES);
+    const aligned = Math.ceil(page.address / PROBE_BYTES) * PROBE_BYTES;
+    this.#ring.prepare(IORING_OP_READ, MAIN_FILE, 0, aligned, PROBE_BYTES, 0, 0);
+    do this.#ring.enter();
+    while (!this.#ring.reap());
+    this.#ring.endReap();
+    if (this.#ring.completedResult < 0) throw new SysError('read', -this.#ring.completedResult, 'with IORING_SETUP_IOPOLL');
   }
 
   get completionFd(): number {
