@@ -78,7 +78,8 @@ export class UringEngine implements Engine {
     do this.#ring.enter();
     while (!this.#ring.reap());
     this.#ring.endReap();
-    if (this.#ring.completedResult < 0) throw new SysError('read', -this.#ring.completedResult, 'with IORING_SETUP_IOPOLL');
+    if (this.#ring.completedResult < 0)
+      throw new SysError('read', -this.#ring.completedResult, 'with IORING_SETUP_IOPOLL');
   }
 
   get completionFd(): number {

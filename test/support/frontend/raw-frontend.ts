@@ -50,9 +50,16 @@ export class RawFrontend {
   /** First byte of the memory that no ring uses, page-aligned: for requests. */
   readonly dataStart: number;
 
-  constructor(connection: RawConnection, options: FrontendOptions = {}) {
+  /** With `previous`, memory and rings are the ones of a front end whose connection ended. */
+  constructor(connection: RawConnection, options: FrontendOptions = {}, previous?: RawFrontend) {
     this.connection = connection;
     this.#options = options;
+    if (previous !== undefined) {
+      this.ram = previous.ram;
+      this.rings.push(...previous.rings);
+      this.dataStart = previous.dataStart;
+      return;
+    }
     this.ram = new GuestRam(options.ramBytes ?? 0x20_0000);
     let at = 0x1000;
     for (let i = 0; i < (options.queues ?? 1); i += 1) {
@@ -66,6 +73,12 @@ export class RawFrontend {
   /** Connects and does nothing else. */
   static connect(socket: string, options: FrontendOptions = {}): RawFrontend {
     return new RawFrontend(RawConnection.connect(socket), options);
+  }
+
+  /** A new connection with the memory and rings of this front end, for a back end that came back. */
+  reconnect(socket: string): RawFrontend {
+    this.connection.close();
+    return new RawFrontend(RawConnection.connect(socket), this.#options, this);
   }
 
   /** Connects and brings every ring up. */
