@@ -24,9 +24,9 @@ import type { Engine } from './engines/engine.ts';
 import { NullEngine } from './engines/null.ts';
 import { ThreadsEngine } from './engines/threads.ts';
 import { UringEngine } from './engines/uring.ts';
-import { Executor, isAligned } from './execute.ts';
+import { Executor, mustRunAlone } from './execute.ts';
 import { MAX_REQUESTS } from './limits.ts';
-import { BlkRequest, finishBlkRequest, PARSED_DONE, PARSED_WRITE, parseBlkRequest } from './request.ts';
+import { BlkRequest, finishBlkRequest, PARSED_DONE, parseBlkRequest } from './request.ts';
 
 export const ENGINES = ['auto', 'io_uring', 'threads', 'null'] as const;
 
@@ -145,15 +145,15 @@ export class BlkDevice implements Device {
       const parsed = parseBlkRequest(request, vring, chain, memory, attachment);
       request.durable = attachment.writethrough;
       if (parsed === PARSED_DONE) this.#finish(request);
-      else if (parsed === PARSED_WRITE && this.disk.direct && !isAligned(request, this.disk)) this.#hold(request);
+      else if (this.disk.direct && mustRunAlone(request, this.disk)) this.#hold(request);
       else if (!this.#executor.start(request)) this.#finish(request);
     }
     return taken;
   }
 
   /**
-   * An unaligned write goes through the page cache. Beside direct writes to the same page that could lose one of them,
-   * so it waits until it is alone, and nothing else starts until it is on the disk.
+   * A request that goes through the page cache beside O_DIRECT waits until it is alone, and nothing else starts until it
+   * is on the disk.
    */
   #hold(request: BlkRequest): void {
     request.exclusive = true;
@@ -166,7 +166,7 @@ export class BlkDevice implements Device {
     const inFlight = this.#poolSize - this.#free.length;
     if (this.#exclusive === undefined || this.#exclusiveStarted || inFlight > 1) return;
     this.#exclusiveStarted = true;
-    this.#executor.start(this.#exclusive);
+    if (!this.#executor.start(this.#exclusive)) this.#finish(this.#exclusive);
   }
 
   #complete(request: BlkRequest, result: number): void {
@@ -187,8 +187,8 @@ export class BlkDevice implements Device {
     return this.#finished;
   }
 
-  /** Looks at the size of the file again (SIGHUP), and tells front ends when it changed. @throws SysError */
-  refreshCapacity(): void {
+  /** Looks at the size of the file again, and tells front ends when it changed. @throws SysError */
+  reload(): void {
     const capacity = diskCapacity(this.disk);
     if (capacity === this.capacityBytes) {
       this.#log.info(`${this.disk.path}: still ${capacity} bytes`);
@@ -223,6 +223,7 @@ export class BlkAttachment implements Attachment {
     this.#device = device;
     this.readOnly = device.geometry.readOnly;
     this.serial = device.serial;
+    this.setFeatures(0n);
   }
 
   get capacityBytes(): number {

@@ -85,7 +85,8 @@ export async function openDisk(options: DiskOptions, log: Logger): Promise<Disk>
   // Kernels before 6.1 do not tell what O_DIRECT wants; a page suits every device.
   return {
     main,
-    buffered: direct ? open(path, readOnly, false) : main,
+    // By descriptor, not by name: the file may have been renamed while we waited for the lock.
+    buffered: direct ? open(`/proc/self/fd/${main.fd}`, readOnly, false) : main,
     path,
     readOnly,
     direct,

@@ -3,7 +3,7 @@
  * where it stopped, DISCARD and WRITE_ZEROES go from range to range. Source: VIRTIO 1.3, 5.2.6.2 Device Requirements.
  */
 
-import { EAGAIN, EINTR, EOPNOTSUPP, errnoText } from '../../protocol/sys/errors.ts';
+import { EAGAIN, EINTR, EINVAL, EOPNOTSUPP, errnoText } from '../../protocol/sys/errors.ts';
 import { RWF_DSYNC } from '../../protocol/sys/io-uring.ts';
 import { allocatePinned } from '../../protocol/sys/pinned.ts';
 import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE } from '../../protocol/sys/storage.ts';
@@ -14,6 +14,7 @@ import { BUFFERED_FILE, type Engine, MAIN_FILE } from './engines/engine.ts';
 import {
   type BlkRequest,
   IO_ALLOCATE,
+  IO_DISCARD,
   IO_READ,
   IO_SYNC,
   IO_WRITE,
@@ -92,6 +93,9 @@ export class Executor {
         return this.#advanceTransfer(request, result);
       case IO_ALLOCATE:
         return this.#advanceRange(request, result);
+      case IO_DISCARD:
+        // A disk that cannot discard, or not so finely, keeps the data: the standard allows that.
+        return this.#advanceRange(request, result === -EOPNOTSUPP || result === -EINVAL ? 0 : result);
       default:
         return result < 0 ? this.#fail(request, result) : false;
     }
@@ -103,19 +107,17 @@ export class Executor {
   }
 
   #advanceTransfer(request: BlkRequest, result: number): boolean {
-    if (result < 0) return this.#fail(request, result);
-    if (result === 0) return this.#fail(request, 0);
-    const isZeroing = request.what === PARSED_WRITE_ZEROES;
-    if (request.what === PARSED_READ) request.written += result;
-    if (result === request.length) {
-      return isZeroing ? this.#advanceRange(request, 0) : false;
-    }
-    skipBuffers(request, result);
+    if (result <= 0) return this.#fail(request, result);
     request.offset += result;
+    // The length is that of one piece; where the range ends, #writeZeroes knows.
+    if (request.what === PARSED_WRITE_ZEROES) return this.#writeZeroes(request);
+    if (request.what === PARSED_READ) request.written += result;
     request.length -= result;
-    if (isZeroing) return this.#writeZeroes(request);
+    if (request.length === 0) return false;
+    skipBuffers(request, result);
     // What is left of a direct transfer may not be aligned any more.
-    if (request.kind === IO_READ) request.file = this.#fileFor(request);
+    request.file = this.#fileFor(request);
+    if (request.kind === IO_WRITE && request.file === BUFFERED_FILE) request.flags = RWF_DSYNC;
     this.#engine.submit(request);
     return true;
   }
@@ -144,6 +146,12 @@ export class Executor {
   #allocate(request: BlkRequest): boolean {
     request.kind = IO_ALLOCATE;
     request.file = MAIN_FILE;
+    if (request.what === PARSED_DISCARD && this.#disk.isBlockDevice) {
+      // Punching a hole in a block device means zeroing it; TRIM is a call of its own.
+      request.kind = IO_DISCARD;
+      this.#engine.submit(request);
+      return true;
+    }
     const mayPunch = request.what === PARSED_DISCARD || request.unmap;
     if (mayPunch && this.#canPunch) request.flags = PUNCH_HOLE;
     else if (request.what === PARSED_DISCARD) return false;
@@ -170,11 +178,11 @@ export class Executor {
     const end = (request.rangeOffset[request.range] as number) + (request.rangeLength[request.range] as number);
     if (request.offset === end) return this.#advanceRange(request, 0);
     request.kind = IO_WRITE;
-    request.file = BUFFERED_FILE;
     request.flags = 0;
     request.buffers = 1;
     request.address = this.#zeroes;
     request.length = Math.min(ZERO_BYTES, end - request.offset);
+    request.file = this.#fileFor(request);
     this.#engine.submit(request);
     return true;
   }
@@ -196,11 +204,24 @@ export class Executor {
   }
 }
 
-/** Whether O_DIRECT can do the request as it is. */
-export function isAligned(request: BlkRequest, disk: Disk): boolean {
+/** Whether O_DIRECT can do the transfer as it is. */
+function isAligned(request: BlkRequest, disk: Disk): boolean {
   if (request.offset % disk.offsetAlign !== 0 || request.length % disk.offsetAlign !== 0) return false;
-  if (request.buffers === 1) return request.address % disk.memoryAlign === 0;
-  return request.everyIovec((address, length) => address % disk.memoryAlign === 0 && length % disk.offsetAlign === 0);
+  return request.buffersAreAligned(disk.memoryAlign, disk.offsetAlign);
+}
+
+/**
+ * Whether a request writes through the page cache beside O_DIRECT. Together with direct writes to the same page that could
+ * lose one of them: such a request has to run alone.
+ */
+export function mustRunAlone(request: BlkRequest, disk: Disk): boolean {
+  if (request.what === PARSED_WRITE) return !isAligned(request, disk);
+  if (request.what !== PARSED_WRITE_ZEROES) return false;
+  for (let i = 0; i < request.ranges; i += 1) {
+    if ((request.rangeOffset[i] as number) % disk.offsetAlign !== 0) return true;
+    if ((request.rangeLength[i] as number) % disk.offsetAlign !== 0) return true;
+  }
+  return false;
 }
 
 /** Drops the first `bytes` of the request's buffers. */

@@ -25,17 +25,11 @@ async function run(options: BlkOptions): Promise<void> {
   const mode = `${device.capacityBytes} bytes${disk.readOnly ? ', read-only' : ''}${direct ? ', direct' : ''}`;
   log.info({ file: path, engine: device.engineName }, `serving ${path} (${mode}) by ${device.engineName}`);
   const daemon = new Daemon(device, options, log);
-  await serve(
-    daemon,
-    () => device.refreshCapacity(),
-    ({ stop, reload }) => {
-      process.on('SIGTERM', stop);
-      process.on('SIGINT', stop);
-      process.on('SIGHUP', reload);
-    },
-  );
-  device.close();
-  log.info('stopped');
+  await serve(daemon, device, log, ({ stop, reload }) => {
+    process.on('SIGTERM', stop);
+    process.on('SIGINT', stop);
+    process.on('SIGHUP', reload);
+  });
 }
 
 try {

@@ -2,6 +2,7 @@
 
 import { basename } from 'node:path';
 import { Option } from 'commander';
+import { VIRTIO_BLK_ID_BYTES } from '../../protocol/virtio/blk.ts';
 import { type CoreOptions, checkCoreOptions, createCommand, UsageError, wholeNumber } from '../core/options.ts';
 import { ENGINES } from './device.ts';
 import { MAX_QUEUES } from './limits.ts';
@@ -26,6 +27,13 @@ Examples:
   vhost-user-blk --socket-path=/run/vm1-disk.sock --blk-file=disk.img
   vhost-user-blk --socket-path=/run/vm1-disk.sock --blk-file=/dev/vg/vm1 --direct --serial=vm1-root
 `;
+
+/** The file's name, as much of it as fits without cutting a character. */
+function defaultSerial(path: string): string {
+  const id = new Uint8Array(VIRTIO_BLK_ID_BYTES);
+  const { written } = new TextEncoder().encodeInto(basename(path), id);
+  return new TextDecoder().decode(id.subarray(0, written));
+}
 
 /**
  * Parses the command line (without the program's name).
@@ -59,11 +67,7 @@ export function parseBlkOptions(argv: readonly string[], version: string): BlkOp
   const raw = command.opts();
   const options: BlkOptions = {
     ...(raw as BlkOptions),
-    serial:
-      (raw.serial as string | undefined) ??
-      Buffer.from(basename(raw.blkFile as string))
-        .subarray(0, 20)
-        .toString(),
+    serial: (raw.serial as string | undefined) ?? defaultSerial(raw.blkFile as string),
     blkSize: Number(raw.blkSize ?? 0),
   };
   checkCoreOptions(options);

@@ -37,6 +37,8 @@ export const IO_READ = 1;
 export const IO_WRITE = 2;
 export const IO_SYNC = 3;
 export const IO_ALLOCATE = 4;
+/** Block devices only: TRIM. */
+export const IO_DISCARD = 5;
 
 /** What `parseBlkRequest` found. */
 export const PARSED_READ = 1;
@@ -49,6 +51,7 @@ export const PARSED_DONE = 6;
 
 const IOVEC_BYTES = 16;
 const FIRST_IOVECS = 128;
+const UIO_MAXIOV = 1024;
 const TWO_32 = 0x1_0000_0000;
 const NO_VIEW = new DataView(new ArrayBuffer(1));
 
@@ -132,10 +135,12 @@ export class BlkRequest {
     };
   }
 
-  everyIovec(test: (address: number, length: number) => boolean): boolean {
+  /** Whether every buffer starts at a multiple of `memoryAlign` and has a multiple of `lengthAlign` bytes. */
+  buffersAreAligned(memoryAlign: number, lengthAlign: number): boolean {
+    if (this.buffers === 1) return this.address % memoryAlign === 0;
     for (let i = this.firstIovec; i < this.firstIovec + this.buffers; i += 1) {
       const { address, length } = this.#iovecAt(i);
-      if (!test(address, length)) return false;
+      if (address % memoryAlign !== 0 || length % lengthAlign !== 0) return false;
     }
     return true;
   }
@@ -156,6 +161,15 @@ export class BlkRequest {
     if (this.buffers > 1) return;
     const last = this.#iovecAt(this.firstIovec);
     this.address = last.address;
+  }
+
+  /** Where BLKDISCARD finds the current range: { offset u64, length u64 }. */
+  discardRange(): number {
+    this.reserveIovecs(1);
+    const range = this.iovecs as PinnedMemory;
+    range.setU64(0, this.offset);
+    range.setU64(8, this.length);
+    return range.address;
   }
 
   /** Makes room for `count` iovecs. Grows rarely, never shrinks. */
@@ -283,6 +297,8 @@ function parseTransfer(
   request.what = what;
   request.offset = offset;
   request.length = lengthBytes;
+  // More buffers than the kernel takes in one call: our seg_max is far below.
+  if (chain.segments > UIO_MAXIOV) return done(request, VIRTIO_BLK_S_IOERR);
   if (what === PARSED_READ) collectBuffers(request, chain, chain.readableSegments, chain.segments, 0, lengthBytes);
   else collectBuffers(request, chain, 0, chain.readableSegments, VIRTIO_BLK_HEADER_BYTES, lengthBytes);
   return what;

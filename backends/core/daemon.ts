@@ -31,9 +31,9 @@ export class Daemon {
   #redialTimer: NodeJS.Timeout | undefined;
   #connections = 0;
   #stopping = false;
-  #finish: () => void = () => undefined;
-  /** Fulfilled when the daemon has nothing left to do. */
-  readonly finished: Promise<void>;
+  #finish: (drained: boolean) => void = () => undefined;
+  /** Fulfilled when the daemon has nothing left to do: true when no request is in flight any more. */
+  readonly finished: Promise<boolean>;
 
   constructor(device: Device, options: CoreOptions, log: Logger) {
     this.#context = { device, pump: new Pump(device, pumpOptions(options)), lease: new RingLease() };
@@ -67,7 +67,7 @@ export class Daemon {
       return;
     }
     this.#log.info(`serving the connection on fd ${fd}`);
-    this.#serve(new UnixStream(new OwnedFd(fd)), () => this.#finish());
+    this.#serve(new UnixStream(new OwnedFd(fd)), () => this.#finish(true));
   }
 
   #listen(listener: UnixListener, where: string): void {
@@ -127,7 +127,7 @@ export class Daemon {
 
   /** Stops accepting, finishes what is in flight, closes every connection, removes the socket. Idempotent. */
   async stop(): Promise<void> {
-    if (this.#stopping) return this.finished;
+    if (this.#stopping) return;
     this.#stopping = true;
     clearTimeout(this.#redialTimer);
     this.#acceptWatch?.close();
@@ -135,11 +135,11 @@ export class Daemon {
     for (const session of this.#sessions.keys()) session.close();
     const deadline = setTimeout(() => {
       this.#log.error(`requests are still in flight after ${STOP_DEADLINE_MS} ms: leaving them`);
-      this.#finish();
+      this.#finish(false);
     }, STOP_DEADLINE_MS);
     await Promise.race([Promise.all(this.#sessions.values()), this.finished]);
     clearTimeout(deadline);
     this.#context.pump.close();
-    this.#finish();
+    this.#finish(true);
   }
 }

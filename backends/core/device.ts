@@ -37,6 +37,9 @@ export interface Device {
   /** Set by the daemon: the device calls it when its configuration space changed by itself. */
   onConfigChange: () => void;
 
+  /** SIGHUP: looks at its surroundings again. @throws SysError */
+  reload(): void;
+
   /** Releases everything. No request is in flight. */
   close(): void;
 }

@@ -88,8 +88,11 @@ export class Dispatcher {
     try {
       const result = await handler(request, message.fds);
       if (result instanceof ReplyWithFds) {
-        endpoint.sendReply(type.id, type.reply?.encode(result.value) ?? NOTHING, result.fds);
-        closeAll(result.fds);
+        try {
+          endpoint.sendReply(type.id, type.reply?.encode(result.value) ?? NOTHING, result.fds);
+        } finally {
+          closeAll(result.fds);
+        }
       } else if (type.reply !== undefined) {
         endpoint.sendReply(type.id, type.reply.encode(result));
       } else if (message.needsReply && this.acknowledges) {

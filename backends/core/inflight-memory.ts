@@ -7,6 +7,8 @@ import type { Inflight } from '../../protocol/vhost-user/payloads.ts';
 import { isSplitQueueSize } from '../../protocol/virtqueue/split-queue.ts';
 import { Refused } from './refused.ts';
 
+const ROOMY_QUEUE_SIZE = 1024;
+
 function checkShape({ numQueues, queueSize }: Inflight, maxQueues: number): number {
   if (numQueues === 0 || numQueues > maxQueues) {
     throw new Refused(`in-flight region for ${numQueues} queues, 1 to ${maxQueues} are possible`);
@@ -17,9 +19,18 @@ function checkShape({ numQueues, queueSize }: Inflight, maxQueues: number): numb
   return numQueues * inflightQueueBytes(queueSize);
 }
 
+/**
+ * Bytes for one queue in regions that we make. QEMU asks for 128 entries and then, on virtio-mmio, lets the guest choose
+ * up to 1024; it gives our size back with its own count of entries.
+ */
+function roomyStride(queueSize: number): number {
+  return inflightQueueBytes(Math.max(queueSize, ROOMY_QUEUE_SIZE));
+}
+
 /** Makes the region that a front end asks for. The descriptor is the caller's. */
 export function createInflightFd(request: Inflight, maxQueues: number): { reply: Inflight; fd: OwnedFd } {
-  const mmapSize = checkShape(request, maxQueues);
+  checkShape(request, maxQueues);
+  const mmapSize = request.numQueues * roomyStride(request.queueSize);
   const fd = createSealedMemfd('vhost-user-inflight', mmapSize);
   return { reply: { ...request, mmapSize, mmapOffset: 0 }, fd };
 }
@@ -27,7 +38,8 @@ export function createInflightFd(request: Inflight, maxQueues: number): { reply:
 export class InflightMemory {
   readonly #mapping: SharedMapping;
   readonly #numQueues: number;
-  readonly #queueSize: number;
+  /** Bytes of one queue's part. */
+  readonly #stride: number;
 
   /** Maps a region; the descriptor stays the caller's. @throws Refused, SysError - sizes do not fit */
   constructor(area: Inflight, fd: OwnedFd, maxQueues: number) {
@@ -35,27 +47,25 @@ export class InflightMemory {
     if (area.mmapSize < needed) {
       throw new Refused(`in-flight region of ${area.mmapSize} bytes, ${needed} are needed`);
     }
+    const isRoomy = area.mmapSize === area.numQueues * roomyStride(area.queueSize);
+    this.#stride = isRoomy ? roomyStride(area.queueSize) : inflightQueueBytes(area.queueSize);
+    const length = area.numQueues * this.#stride;
     const { size } = statFd(fd.fd);
-    if (size < area.mmapOffset || size - area.mmapOffset < needed) {
-      throw new Refused(`in-flight region at ${area.mmapOffset} of a file of ${size} bytes, ${needed} are needed`);
+    if (size < area.mmapOffset || size - area.mmapOffset < length) {
+      throw new Refused(`in-flight region at ${area.mmapOffset} of a file of ${size} bytes, ${length} are needed`);
     }
-    this.#mapping = new SharedMapping(fd.fd, area.mmapOffset, needed);
+    this.#mapping = new SharedMapping(fd.fd, area.mmapOffset, length);
     this.#numQueues = area.numQueues;
-    this.#queueSize = area.queueSize;
   }
 
   get faulted(): boolean {
     return this.#mapping.faulted;
   }
 
-  /** The part of one queue; undefined for queues beyond the region. @throws Refused - the ring is larger than its part */
+  /** The part of one queue; undefined when the region has none for it, or too small a one. */
   queue(index: number, size: number): ArrayBuffer | undefined {
-    if (index >= this.#numQueues) return undefined;
-    if (size > this.#queueSize) {
-      throw new Refused(`vring ${index} of ${size} entries, but its in-flight region has ${this.#queueSize}`);
-    }
-    const bytes = inflightQueueBytes(this.#queueSize);
-    return this.#mapping.view(index * bytes, bytes);
+    if (index >= this.#numQueues || inflightQueueBytes(size) > this.#stride) return undefined;
+    return this.#mapping.view(index * this.#stride, this.#stride);
   }
 
   close(): void {

@@ -19,5 +19,5 @@ export async function createLogger(name: string, options: LoggingOptions): Promi
   if (!pretty) return pino(settings, pino.destination({ fd: 2, sync: true }));
   // Loaded only here: it costs 20 ms of start-up that a service does not need.
   const { default: prettyStream } = await import('pino-pretty');
-  return pino(settings, prettyStream({ destination: 2, sync: true, ignore: 'pid,hostname,name' }));
+  return pino(settings, prettyStream({ destination: 2, sync: true, ignore: 'pid,hostname,name', singleLine: true }));
 }

@@ -46,7 +46,7 @@ export function createCommand(name: string, description: string, version: string
     .addOption(
       new Option('--poll-us <microseconds>', 'poll this long for more work before sleeping; 0 sleeps at once')
         .argParser(wholeNumber(0, 1_000_000))
-        .default(32),
+        .default(100),
     )
     .option('--poll', 'never sleep while a guest is attached (one core is busy all the time)')
     .addOption(new Option('--log-level <level>', 'least level to log').choices(LOG_LEVELS).default('info'))

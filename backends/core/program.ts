@@ -2,6 +2,8 @@
 
 import { SysError } from '../../protocol/sys/errors.ts';
 import type { Daemon } from './daemon.ts';
+import type { Device } from './device.ts';
+import type { Logger } from './logging.ts';
 import { UsageError } from './options.ts';
 
 /** The sentence and exit status for an error that ends the program: 2 usage, 1 the host; others are our mistakes. */
@@ -19,13 +21,26 @@ export interface SignalHandlers {
   readonly reload: () => void;
 }
 
-/** Runs until the daemon is finished; `install` attaches the handlers. */
+/**
+ * Runs the daemon to its end; `install` attaches the handlers. The device is closed only when nothing of it is in flight:
+ * otherwise its locks must last until the kernel is done.
+ */
 export async function serve(
   daemon: Daemon,
-  reload: () => void,
+  device: Device,
+  log: Logger,
   install: (handlers: SignalHandlers) => void,
 ): Promise<void> {
+  const reload = (): void => {
+    try {
+      device.reload();
+    } catch (error) {
+      if (!(error instanceof SysError)) throw error;
+      log.error(error.message);
+    }
+  };
   install({ stop: () => void daemon.stop(), reload });
   daemon.start();
-  await daemon.finished;
+  if (await daemon.finished) device.close();
+  log.info('stopped');
 }

@@ -15,8 +15,8 @@ import type { Vring } from './vring.ts';
 const BUDGET = 16;
 /** Longest time without giving the event loop its turn, in ms. */
 const SLICE_MS = 0.4;
-/** Passes with work between two looks at the clock. */
-const PASSES_PER_LOOK = 16;
+/** Heads and completions between two looks at the clock. */
+const WORK_PER_LOOK = 8;
 /** Weight of the newest gap in the running mean of gaps. */
 const GAP_WEIGHT = 1 / 8;
 
@@ -79,12 +79,16 @@ export class Pump {
     if (this.#asleep) this.#awake();
     const start = performance.now();
     let now = start;
-    let passes = 0;
+    let sinceLook = 0;
     while (now - start < SLICE_MS) {
-      if (this.#pass() > 0) {
+      const work = this.#pass();
+      if (work > 0) {
         if (this.#idle) this.#noteGap();
-        passes += 1;
-        if (passes % PASSES_PER_LOOK === 0) now = performance.now();
+        sinceLook += work;
+        if (sinceLook >= WORK_PER_LOOK) {
+          sinceLook = 0;
+          now = performance.now();
+        }
         continue;
       }
       now = performance.now();
@@ -118,7 +122,9 @@ export class Pump {
 
   /** A front end that truncated its memory is told off between slices; its pages read as zeros until then. */
   #checkMemory(): void {
-    for (const vring of this.#vrings) if (vring.host.memoryFaulted) vring.host.onMemoryFault();
+    // One front end at a time has rings here (see ring-lease.ts), so the first speaks for all.
+    const host = this.#vrings[0]?.host;
+    if (host?.memoryFaulted === true) host.onMemoryFault();
   }
 
   #pass(): number {
@@ -143,8 +149,14 @@ export class Pump {
     let more = false;
     if (!this.#device.isFull) for (const vring of this.#vrings) more = vring.enableKicks() || more;
     if (more) for (const vring of this.#vrings) vring.disableKicks();
-    else this.#asleep = true;
+    else this.#fallAsleep();
     return !more;
+  }
+
+  #fallAsleep(): void {
+    this.#asleep = true;
+    // What waits in a ring is no reason to hold a notification back any more.
+    for (const vring of this.#vrings) vring.tell();
   }
 
   /** Stops for good. Rings were removed before. */

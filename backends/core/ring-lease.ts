@@ -6,39 +6,57 @@
 
 import { Refused } from './refused.ts';
 
-/** How long a new front end waits for the old one to go. */
+/** How long a new front end waits for one that shows no sign of going: its end may not have reached us yet. */
 const PATIENCE_MS = 1000;
+/** How long it waits for one whose connection is closed and whose requests are being finished. */
+const LEAVING_PATIENCE_MS = 30_000;
 
 export class RingLease {
   #holder: object | undefined;
-  #waiters: (() => void)[] = [];
+  #leaving = false;
+  readonly #waiters = new Set<() => void>();
 
   /** @throws Refused - another front end keeps its rings running */
   async acquire(who: object): Promise<void> {
-    const deadline = performance.now() + PATIENCE_MS;
+    const start = performance.now();
     while (this.#holder !== undefined && this.#holder !== who) {
-      const left = deadline - performance.now();
+      const left = start + (this.#leaving ? LEAVING_PATIENCE_MS : PATIENCE_MS) - performance.now();
       if (left <= 0) throw new Refused('another front end has started rings of this device');
-      await this.#released(left);
+      await this.#change(left);
     }
+    if (this.#holder === who) return;
     this.#holder = who;
+    this.#leaving = false;
   }
 
-  #released(timeoutMs: number): Promise<void> {
+  /** Waits for the holder to leave or start leaving, at most this long. */
+  #change(timeoutMs: number): Promise<void> {
     return new Promise((resolve) => {
-      const timer = setTimeout(resolve, timeoutMs);
-      this.#waiters.push(() => {
+      const wake = (): void => {
         clearTimeout(timer);
+        this.#waiters.delete(wake);
         resolve();
-      });
+      };
+      const timer = setTimeout(wake, timeoutMs);
+      this.#waiters.add(wake);
     });
+  }
+
+  #wakeAll(): void {
+    for (const wake of [...this.#waiters]) wake();
+  }
+
+  /** The holder's connection is closed; what it has in flight is being finished. */
+  leave(who: object): void {
+    if (this.#holder !== who) return;
+    this.#leaving = true;
+    this.#wakeAll();
   }
 
   release(who: object): void {
     if (this.#holder !== who) return;
     this.#holder = undefined;
-    const waiters = this.#waiters;
-    this.#waiters = [];
-    for (const wake of waiters) wake();
+    this.#leaving = false;
+    this.#wakeAll();
   }
 }

@@ -130,6 +130,7 @@ export class Session implements VringHost {
       this.log.error(`closing the connection: ${error.message}`);
     } finally {
       this.#endpoint.close();
+      this.#context.lease.leave(this);
       await this.#release();
     }
   }
@@ -266,7 +267,7 @@ export class Session implements VringHost {
     for (const vring of this.#vrings) {
       if (!vring.started || vring.placed) continue;
       try {
-        vring.place(this.#ringFeatures, this.#inflight?.queue(vring.index, vring.size));
+        vring.place(this.#ringFeatures, this.#inflightOf(vring));
       } catch (error) {
         if (!isRefusal(error)) throw error;
         this.log.warn(`vring ${vring.index} is out of service: ${error.message}`);
@@ -288,7 +289,9 @@ export class Session implements VringHost {
       const vring = this.#vring(index);
       if (vring.started) await vring.displace();
       vring.addresses = { descriptor, used, available };
-      this.#placeRings();
+      if (!vring.started) return;
+      vring.place(this.#ringFeatures, this.#inflightOf(vring));
+      this.wake();
     });
     d.on(FRONTEND.SET_VRING_BASE, ({ index, num }) => {
       const vring = this.#vring(index);
@@ -308,8 +311,7 @@ export class Session implements VringHost {
       const kick = this.#notifier(noFd, fds);
       try {
         await this.#context.lease.acquire(this);
-        const inflight = vring.started ? undefined : this.#inflight?.queue(index, vring.size);
-        vring.start(kick, this.#ringFeatures, inflight);
+        vring.start(kick, this.#ringFeatures, vring.started ? undefined : this.#inflightOf(vring));
       } catch (error) {
         kick?.close();
         throw error;
@@ -336,6 +338,15 @@ export class Session implements VringHost {
     }
     if (fd === undefined) return undefined;
     return new Notifier(new OwnedFd(fd.take()));
+  }
+
+  /** The in-flight region of a ring. A ring that has none is served all the same: a disk beats no disk. */
+  #inflightOf(vring: Vring): ArrayBuffer | undefined {
+    const region = this.#inflight?.queue(vring.index, vring.size);
+    if (region === undefined && this.#inflight !== undefined) {
+      this.log.warn(`vring ${vring.index} of ${vring.size} entries is not tracked: its in-flight region is smaller`);
+    }
+    return region;
   }
 
   #registerDevice(): void {

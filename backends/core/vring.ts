@@ -78,6 +78,8 @@ export class Vring {
   #kickWatch: Watch | undefined;
   #call: Notifier | undefined;
   #err: Notifier | undefined;
+  /** What an earlier life of the daemon fetched is being finished, on a disabled ring too. */
+  #finishing = false;
   /** Used entries not published yet. */
   #staged = 0;
   /** Used entries published without asking whether the driver wants to be told. */
@@ -103,7 +105,9 @@ export class Vring {
 
   /** Whether requests may be taken. */
   get runnable(): boolean {
-    return this.enabled && !this.broken && this.#queue !== undefined && this.#draining === undefined;
+    return (
+      (this.enabled || this.#finishing) && !this.broken && this.#queue !== undefined && this.#draining === undefined
+    );
   }
 
   get inFlight(): number {
@@ -124,26 +128,27 @@ export class Vring {
 
   /**
    * SET_VRING_KICK: takes the ring into service. On a started ring only the descriptor is replaced.
+   * @param kick taken over when this returns; closed by the caller when it throws
    * @param inflight this ring's in-flight region, when the front end gave one
    * @throws RingError, MemoryError - the ring cannot be used as described
    */
   start(kick: Notifier | undefined, features: VringFeatures, inflight: ArrayBuffer | undefined): void {
-    if (!this.#started) {
-      try {
-        this.place(features, inflight);
-      } catch (error) {
-        kick?.close();
-        throw error;
-      }
-      this.#started = true;
-      this.broken = false;
-      this.chainFaults = 0;
-      this.#call?.signal();
+    const watch = kick === undefined ? undefined : watchReadable(kick.fd, () => this.#onKick(kick));
+    try {
+      if (!this.#started) this.place(features, inflight);
+    } catch (error) {
+      watch?.close();
+      throw error;
     }
     this.#closeKick();
     this.#kick = kick;
+    this.#kickWatch = watch;
     this.polled = kick === undefined;
-    if (kick !== undefined) this.#kickWatch = watchReadable(kick.fd, () => this.#onKick(kick));
+    if (this.#started) return;
+    this.#started = true;
+    this.broken = false;
+    this.chainFaults = 0;
+    this.#call?.signal();
   }
 
   /**
@@ -171,6 +176,8 @@ export class Vring {
     const queue = this.#queue;
     if (queue === undefined) return;
     this.base = queue.nextAvail;
+    // Whoever serves the ring next must not find us asking not to be kicked.
+    queue.enableKicks();
     this.#queue = undefined;
     this.#inflight = undefined;
     this.chain = NO_CHAIN;
@@ -195,6 +202,7 @@ export class Vring {
       queue.take(this.#resubmit.shift() as number, this.chain);
       return true;
     }
+    if (!this.enabled) return false;
     const result = queue.pop(this.chain);
     if (result === 1) {
       this.#inflight?.fetch(this.chain.head);
@@ -234,6 +242,13 @@ export class Vring {
     if (this.#untold === 0) return;
     const queue = this.#queue as SplitQueue;
     if (this.runnable && this.#untold < MAX_UNTOLD && queue.backlog > this.#untold) return;
+    this.tell();
+  }
+
+  /** Tells the driver of what was published, if it wants to know: the end of a hold, at the latest before sleeping. */
+  tell(): void {
+    if (this.#untold === 0) return;
+    const queue = this.#queue as SplitQueue;
     this.#untold = 0;
     if (queue.needsNotification()) this.#call?.signal();
     if (queue.inFlight === 0) this.#draining?.resolve();
@@ -259,10 +274,12 @@ export class Vring {
   /** Takes no more requests and waits for those in flight. */
   async #drain(): Promise<void> {
     // Requests of an earlier life of the daemon are finished too: the driver is not asked for them again.
+    this.#finishing = true;
     while (this.#resubmit.length > 0 && this.runnable) {
       this.host.wake();
       await new Promise((resolve) => setImmediate(resolve));
     }
+    this.#finishing = false;
     if (this.#queue === undefined || (this.inFlight === 0 && this.#staged === 0 && this.#untold === 0)) return;
     if (this.#draining === undefined) {
       const { promise, resolve } = deferred();

@@ -161,7 +161,9 @@ export class GuestMemory {
 
   /** Whether a front end took pages of a mapped region away. */
   get faulted(): boolean {
-    return this.#regions.some((region) => region.mapping.faulted);
+    const regions = this.#regions;
+    for (let i = 0; i < regions.length; i += 1) if ((regions[i] as MemoryRegion).mapping.faulted) return true;
+    return false;
   }
 
   /** The region of a guest address, or undefined. Remembers the last one: most accesses stay in one region. */

@@ -183,6 +183,7 @@ export class IoUring {
    * FALLOCATE: offset, address = length in bytes, length = mode. FSYNC: flags = IORING_FSYNC_*.
    */
   prepare(op: number, file: number, offset: number, address: number, length: number, flags: number, id: number): void {
+    if (this.#pending > this.#sqMask) throw new Error('io_uring submission queue overflow');
     const sqes = this.#sqes;
     const at = (this.#sqTail & this.#sqMask) * SQE_WORDS;
     sqes[at] = op | (IOSQE_FIXED_FILE << 8);

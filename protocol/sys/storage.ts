@@ -15,6 +15,7 @@ export const FALLOC_FL_ZERO_RANGE = 16;
 const BLKGETSIZE64 = 0x8008_1272;
 const BLKSSZGET = 0x1268;
 const BLKPBSZGET = 0x127b;
+const BLKDISCARD = 0x1277;
 const F_OFD_SETLK = 37;
 const F_RDLCK = 0;
 const F_WRLCK = 1;
@@ -108,6 +109,11 @@ export function pwritevLater(
 /** fdatasync on the thread pool. */
 export function fdatasyncLater(fd: number, done: Later): void {
   libc.fdatasync.async(fd, later(done));
+}
+
+/** BLKDISCARD on the thread pool. `range` points to { offset u64, length u64 } and stays valid until the callback. */
+export function discardLater(fd: number, range: number, done: Later): void {
+  libc.ioctl.async(fd, BLKDISCARD, range, later(done));
 }
 
 /** fallocate on the thread pool. */

@@ -176,7 +176,7 @@ describe('memory truncated after it was mapped', () => {
   const expectClosedAndServing = async (frontend: RawFrontend): Promise<void> => {
     await frontend.connection.waitForEnd();
     expect(daemon().backend.running).toBe(true);
-    expect(daemon().backend.log()).toMatch(/taken away by the front end/);
+    await daemon().backend.waitForLog(/taken away by the front end/);
   };
 
   it('closes its connection at the next kick; another one, connected all the while, is served', async () => {

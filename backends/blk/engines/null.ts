@@ -5,11 +5,11 @@ import type { Complete, Engine } from './engine.ts';
 
 export class NullEngine implements Engine {
   readonly name = 'null';
-  readonly mustPoll = false;
   readonly completionFd = undefined;
   onCompletion: () => void = () => undefined;
   readonly #complete: Complete;
   #ended: BlkRequest[] = [];
+  #reported: BlkRequest[] = [];
 
   constructor(complete: Complete) {
     this.#complete = complete;
@@ -22,13 +22,20 @@ export class NullEngine implements Engine {
   poll(): number {
     const ended = this.#ended;
     const count = ended.length;
+    if (count === 0) return 0;
+    // Completing may submit more (the next range of a discard): those are for the next round.
+    this.#ended = this.#reported;
+    this.#reported = ended;
     for (let i = 0; i < count; i += 1) {
       const request = ended[i] as BlkRequest;
       this.#complete(request, request.length);
     }
-    // Completing may have submitted more (the next range of a discard): those stay for the next round.
-    ended.splice(0, count);
+    ended.length = 0;
     return count;
+  }
+
+  get mustPoll(): boolean {
+    return this.#ended.length > 0;
   }
 
   close(): void {}

@@ -1,7 +1,13 @@
 /** The fallback where io_uring is not to be had: blocking system calls on the thread pool of the Node process. */
 
-import { fallocateLater, fdatasyncLater, preadvLater, pwritevLater } from '../../../protocol/sys/storage.ts';
-import { type BlkRequest, IO_ALLOCATE, IO_READ, IO_SYNC, IO_WRITE } from '../request.ts';
+import {
+  discardLater,
+  fallocateLater,
+  fdatasyncLater,
+  preadvLater,
+  pwritevLater,
+} from '../../../protocol/sys/storage.ts';
+import { type BlkRequest, IO_ALLOCATE, IO_DISCARD, IO_READ, IO_SYNC, IO_WRITE } from '../request.ts';
 import type { Complete, Engine } from './engine.ts';
 
 /** Calls handed to the pool at once; further ones wait here. */
@@ -52,6 +58,9 @@ export class ThreadsEngine implements Engine {
       }
       case IO_SYNC:
         fdatasyncLater(fd, ended);
+        return;
+      case IO_DISCARD:
+        discardLater(fd, request.discardRange(), ended);
         return;
       case IO_ALLOCATE:
         fallocateLater(fd, request.flags, request.offset, request.length, ended);

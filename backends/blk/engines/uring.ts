@@ -20,12 +20,13 @@ import {
   IoUring,
 } from '../../../protocol/sys/io-uring.ts';
 import { allocatePinned } from '../../../protocol/sys/pinned.ts';
-import { pwriteNow } from '../../../protocol/sys/storage.ts';
+import { discardLater, pwriteNow } from '../../../protocol/sys/storage.ts';
 import { MAX_REQUESTS } from '../limits.ts';
-import { type BlkRequest, IO_ALLOCATE, IO_READ, IO_SYNC, IO_WRITE } from '../request.ts';
+import { type BlkRequest, IO_ALLOCATE, IO_DISCARD, IO_READ, IO_SYNC, IO_WRITE } from '../request.ts';
 import { BUFFERED_FILE, type Complete, type Engine, MAIN_FILE } from './engine.ts';
 
-const SQ_ENTRIES = 256;
+/** Larger writes are not worth holding everything else up for. */
+const MAX_INLINE_BYTES = 256 * 1024;
 const PROBE_BYTES = 4096;
 /** A batch of inline writes that took longer is taken for throttling. */
 const STALL_MS = 2;
@@ -52,6 +53,8 @@ export class UringEngine implements Engine {
   readonly #direct: boolean;
   readonly #iopoll: boolean;
   #inline: BlkRequest[] = [];
+  #written: BlkRequest[] = [];
+  #discarded: { request: BlkRequest; result: number }[] = [];
   #inlineAgainAt = 0;
 
   /** @throws SysError - io_uring is not to be had, or not busy-polled */
@@ -61,7 +64,8 @@ export class UringEngine implements Engine {
     this.#iopoll = options.iopoll;
     this.#requests = requests;
     this.#complete = complete;
-    const sizes = { entries: SQ_ENTRIES, completionEntries: 2 * MAX_REQUESTS };
+    // A request has one operation at a time, so neither queue can overflow.
+    const sizes = { entries: MAX_REQUESTS, completionEntries: 2 * MAX_REQUESTS };
     this.#plainRing = new IoUring(sizes);
     this.#plainRing.registerFiles(options.files);
     this.#ring = options.iopoll ? new IoUring({ ...sizes, iopoll: true }) : this.#plainRing;
@@ -92,14 +96,25 @@ export class UringEngine implements Engine {
 
   submit(request: BlkRequest): void {
     const { kind } = request;
-    if (kind === IO_WRITE && request.flags === 0 && !(this.#direct && request.file === MAIN_FILE)) {
+    if (kind === IO_WRITE && this.#isInline(request)) {
       this.#inline.push(request);
+      return;
+    }
+    if (kind === IO_DISCARD) {
+      discardLater(this.#files[request.file] as number, request.discardRange(), (result) => {
+        this.#discarded.push({ request, result });
+        this.onCompletion();
+      });
       return;
     }
     const data = kind === IO_READ || kind === IO_WRITE;
     const ring = data && request.file !== BUFFERED_FILE ? this.#ring : this.#plainRing;
-    if (ring.room === 0) ring.enter();
     this.#prepare(ring, request);
+  }
+
+  #isInline(request: BlkRequest): boolean {
+    if (request.flags !== 0 || request.length > MAX_INLINE_BYTES) return false;
+    return !this.#direct || request.file === BUFFERED_FILE;
   }
 
   #prepare(ring: IoUring, request: BlkRequest): void {
@@ -126,7 +141,15 @@ export class UringEngine implements Engine {
     let ended = this.#inline.length > 0 ? this.#writeInline() : 0;
     ended += this.#reap(this.#plainRing);
     if (this.#iopoll) ended += this.#reap(this.#ring);
+    if (this.#discarded.length > 0) ended += this.#reapDiscards();
     return ended;
+  }
+
+  #reapDiscards(): number {
+    const discarded = this.#discarded;
+    this.#discarded = [];
+    for (const { request, result } of discarded) this.#complete(request, result);
+    return discarded.length;
   }
 
   #reap(ring: IoUring): number {
@@ -143,13 +166,13 @@ export class UringEngine implements Engine {
 
   #writeInline(): number {
     const writes = this.#inline;
-    this.#inline = [];
+    // What completing them submits is for the next round.
+    this.#inline = this.#written;
+    this.#written = writes;
     const start = performance.now();
     if (start < this.#inlineAgainAt) {
-      for (const request of writes) {
-        if (this.#plainRing.room === 0) this.#plainRing.enter();
-        this.#prepare(this.#plainRing, request);
-      }
+      for (const request of writes) this.#prepare(this.#plainRing, request);
+      writes.length = 0;
       return 0;
     }
     let ended = 0;
@@ -167,6 +190,7 @@ export class UringEngine implements Engine {
       ended += 1;
       this.#complete(request, result);
     }
+    writes.length = 0;
     const end = performance.now();
     if (end - start > STALL_MS) this.#inlineAgainAt = end + STALL_PENALTY_MS;
     return ended;

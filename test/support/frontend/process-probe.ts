@@ -42,7 +42,7 @@ export const eventually = async <T>(
   what: string,
   read: () => T,
   accept: (value: T) => boolean,
-  deadlineMs = 2_000,
+  deadlineMs = 5_000,
 ): Promise<T> => {
   const end = performance.now() + deadlineMs;
   for (let pause = 0; ; pause = 5) {

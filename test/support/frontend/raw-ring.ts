@@ -155,6 +155,11 @@ export class RawRing {
     return this.take(heads.length);
   }
 
+  /** Whether the back end has reported the ring broken since the last look. */
+  hasReport(): boolean {
+    return takeEvent(this.err) > 0n;
+  }
+
   /** Waits until the back end reports the ring broken. @throws Error - deadline */
   async waitForError(deadlineMs = DEADLINE_MS): Promise<void> {
     await waitReadable(this.err, deadlineMs, `error report of ring ${this.index}`);
