@@ -263,6 +263,16 @@ export class BlkAttachment implements Attachment {
     return undefined;
   }
 
+  /** True in writethrough mode by the driver's choice: Linux then sends no flushes. */
+  saveState(): boolean {
+    return !this.#writeback;
+  }
+
+  restoreState(state: boolean): void {
+    this.#writeback = !state;
+    this.#updateCacheMode();
+  }
+
   processQueue(vring: Vring, budget: number): number {
     return this.#device.processQueue(vring, budget, this);
   }

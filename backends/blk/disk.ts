@@ -4,7 +4,7 @@
  * resubmits them cannot be overtaken by their originals.
  */
 
-import { EACCES, EINVAL, EPERM, EROFS, SysError } from '../../protocol/sys/errors.ts';
+import { EACCES, EINVAL, EISDIR, EPERM, EROFS, SysError } from '../../protocol/sys/errors.ts';
 import { type OwnedFd, openFile, S_IFBLK, S_IFREG, statFd } from '../../protocol/sys/owned-fd.ts';
 import { blockDeviceSizes, O_DIRECT, O_RDONLY, O_RDWR, storageSize, tryLock } from '../../protocol/sys/storage.ts';
 import { VIRTIO_BLK_SECTOR_BYTES } from '../../protocol/virtio/blk.ts';
@@ -41,11 +41,16 @@ function open(path: string, readOnly: boolean, direct: boolean): OwnedFd {
   try {
     return openFile(path, (readOnly ? O_RDONLY : O_RDWR) | (direct ? O_DIRECT : 0));
   } catch (error) {
+    if (error instanceof SysError && error.errno === EISDIR) throw notADisk(path);
     if (direct && error instanceof SysError && error.errno === EINVAL) {
       throw new UsageError(`--direct: the file system of ${path} has no O_DIRECT`);
     }
     throw error;
   }
+}
+
+function notADisk(path: string): UsageError {
+  return new UsageError(`${path} is neither a file nor a block device`);
 }
 
 /** Opens for writing, or for reading where writing is not allowed. */
@@ -72,7 +77,7 @@ export async function openDisk(options: DiskOptions, log: Logger): Promise<Disk>
   const { fd: main, readOnly } = openMain(options, log);
   const stat = statFd(main.fd);
   const isBlockDevice = stat.type === S_IFBLK;
-  if (!isBlockDevice && stat.type !== S_IFREG) throw new UsageError(`${path} is neither a file nor a block device`);
+  if (!isBlockDevice && stat.type !== S_IFREG) throw notADisk(path);
   const size = storageSize(main.fd);
   if (size < VIRTIO_BLK_SECTOR_BYTES) throw new UsageError(`${path} has ${size} bytes, less than one sector (512)`);
   if (size % VIRTIO_BLK_SECTOR_BYTES !== 0) {

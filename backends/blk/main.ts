@@ -32,6 +32,7 @@ async function run(options: BlkOptions): Promise<void> {
   });
 }
 
+process.title = 'vhost-user-blk';
 try {
   const argv = process.argv.slice(2);
   if (argv.includes('--print-capabilities')) {

@@ -61,6 +61,14 @@ export interface Attachment {
    */
   processQueue(vring: Vring, budget: number): number;
 
+  /**
+   * A bit of state that the driver set and will not repeat when a killed daemon is replaced: kept in the in-flight region.
+   */
+  saveState(): boolean;
+
+  /** Takes up what `saveState` returned in an earlier life of the daemon. */
+  restoreState(state: boolean): void;
+
   /** RESET_DEVICE: back to the state after attach. No request of this attachment is in flight. */
   reset(): void;
 }

@@ -2,12 +2,15 @@
 
 import { SharedMapping } from '../../protocol/sys/mapping.ts';
 import { createSealedMemfd, type OwnedFd, statFd } from '../../protocol/sys/owned-fd.ts';
-import { inflightQueueBytes } from '../../protocol/vhost-user/inflight-layout.ts';
+import { INFLIGHT_HEADER_BYTES, inflightQueueBytes } from '../../protocol/vhost-user/inflight-layout.ts';
 import type { Inflight } from '../../protocol/vhost-user/payloads.ts';
 import { isSplitQueueSize } from '../../protocol/virtqueue/split-queue.ts';
 import { Refused } from './refused.ts';
 
 const ROOMY_QUEUE_SIZE = 1024;
+const STATE_BIT = 1;
+/** Word of the header whose low half is the version. */
+const VERSION_WORD = 2;
 
 function checkShape({ numQueues, queueSize }: Inflight, maxQueues: number): number {
   if (numQueues === 0 || numQueues > maxQueues) {
@@ -37,6 +40,8 @@ export function createInflightFd(request: Inflight, maxQueues: number): { reply:
 
 export class InflightMemory {
   readonly #mapping: SharedMapping;
+  /** Of the first queue. */
+  readonly #header: Uint32Array;
   readonly #numQueues: number;
   /** Bytes of one queue's part. */
   readonly #stride: number;
@@ -56,6 +61,21 @@ export class InflightMemory {
     }
     this.#mapping = new SharedMapping(fd.fd, area.mmapOffset, length);
     this.#numQueues = area.numQueues;
+    this.#header = new Uint32Array(this.#mapping.view(0, INFLIGHT_HEADER_BYTES));
+  }
+
+  /** Whether a daemon ran rings with this region before. */
+  get wasUsed(): boolean {
+    return ((this.#header[VERSION_WORD] ?? 0) & 0xffff) !== 0;
+  }
+
+  /** The device's bit of state, in the first queue's feature word, which the protocol leaves unused. */
+  get deviceState(): boolean {
+    return ((this.#header[0] ?? 0) & STATE_BIT) !== 0;
+  }
+
+  set deviceState(state: boolean) {
+    this.#header[0] = state ? STATE_BIT : 0;
   }
 
   get faulted(): boolean {

@@ -241,6 +241,9 @@ export class Session implements VringHost {
       const next = new InflightMemory(area, fd as OwnedFd, this.#vrings.length);
       this.#inflight?.close();
       this.#inflight = next;
+      // A region that a killed daemon left behind knows what the driver will not say again; a new one learns it.
+      if (next.wasUsed) this.attachment.restoreState(next.deviceState);
+      else this.#saveState();
     });
   }
 
@@ -356,11 +359,17 @@ export class Session implements VringHost {
       // rust-vmm numbers the flags differently (1 writable, 2 migration): a driver's write comes with any of them.
       const complaint = this.attachment.writeConfig(offset, data, flags === CONFIG_FLAG_MIGRATION && data.length > 1);
       if (complaint !== undefined) throw new Refused(complaint);
+      this.#saveState();
     });
     d.on(FRONTEND.RESET_DEVICE, async () => {
       await this.#resetRings();
       this.attachment.reset();
+      this.#saveState();
     });
+  }
+
+  #saveState(): void {
+    if (this.#inflight !== undefined) this.#inflight.deviceState = this.attachment.saveState();
   }
 
   #readConfig({ offset, size, flags }: ConfigSpace): ConfigSpace {

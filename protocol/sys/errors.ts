@@ -17,6 +17,7 @@ export const ENOMEM = 12;
 export const EFAULT = 14;
 export const EBUSY = 16;
 export const EEXIST = 17;
+export const EISDIR = 21;
 export const EINVAL = 22;
 export const EMFILE = 24;
 export const ENOTTY = 25;
@@ -28,6 +29,7 @@ export const ENAMETOOLONG = 36;
 export const ENOSYS = 38;
 export const EOPNOTSUPP = 95;
 export const EADDRINUSE = 98;
+export const ECONNABORTED = 103;
 export const ECONNREFUSED = 111;
 export const ECANCELED = 125;
 
@@ -40,6 +42,8 @@ export function errnoName(errno: number): string {
 
 /** The kernel's sentence for an errno, such as `no space left on device`. */
 export function errnoText(errno: number): string {
+  // The table speaks of sockets; most of ours are files.
+  if (errno === EOPNOTSUPP) return 'operation not supported';
   return errnoTable.get(-errno)?.[1] ?? `error ${errno}`;
 }
 

@@ -55,13 +55,15 @@ export function tryLock(fd: number, exclusive: boolean): boolean {
   throw new SysError('fcntl', errno, 'F_OFD_SETLK');
 }
 
-/**
- * Writes at an offset, here and now. A negative length is a count of iovecs at `address`. Returns bytes or a negative
- * errno; nothing is thrown, this is on the data path.
- */
+/** Writes at an offset, here and now. Returns bytes or a negative errno; nothing is thrown, this is on the data path. */
 export function pwriteNow(fd: number, address: number, length: number, offset: number): number {
-  const result =
-    length >= 0 ? libc.pwrite(fd, address, length, offset) : libc.pwritev2(fd, address, -length, offset, 0);
+  const result = libc.pwrite(fd, address, length, offset);
+  return result === -1 ? -lastErrno() : result;
+}
+
+/** The same from `count` iovecs. */
+export function pwritevNow(fd: number, iovecs: number, count: number, offset: number): number {
+  const result = libc.pwritev2(fd, iovecs, count, offset, 0);
   return result === -1 ? -lastErrno() : result;
 }
 

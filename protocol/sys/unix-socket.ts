@@ -4,7 +4,17 @@
  */
 
 import { rmSync } from 'node:fs';
-import { EADDRINUSE, EAGAIN, ECONNREFUSED, EINTR, EMFILE, ENAMETOOLONG, ENOENT, SysError } from './errors.ts';
+import {
+  EADDRINUSE,
+  EAGAIN,
+  ECONNABORTED,
+  ECONNREFUSED,
+  EINTR,
+  EMFILE,
+  ENAMETOOLONG,
+  ENOENT,
+  SysError,
+} from './errors.ts';
 import { checked, lastErrno, libc } from './libc.ts';
 import { OwnedFd, S_IFSOCK, statFd, statusFlags } from './owned-fd.ts';
 import { allocatePinned } from './pinned.ts';
@@ -219,7 +229,7 @@ export class UnixListener {
     const fd = libc.accept4(this.fd, 0, 0, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd !== -1) return new UnixStream(new OwnedFd(fd));
     const errno = lastErrno();
-    if (errno === EAGAIN || errno === EINTR || errno === 103) return undefined;
+    if (errno === EAGAIN || errno === EINTR || errno === ECONNABORTED) return undefined;
     throw new SysError('accept4', errno);
   }
 

@@ -20,7 +20,7 @@ import {
   IoUring,
 } from '../../../protocol/sys/io-uring.ts';
 import { allocatePinned } from '../../../protocol/sys/pinned.ts';
-import { discardLater, pwriteNow } from '../../../protocol/sys/storage.ts';
+import { discardLater, pwriteNow, pwritevNow } from '../../../protocol/sys/storage.ts';
 import { MAX_REQUESTS } from '../limits.ts';
 import { type BlkRequest, IO_ALLOCATE, IO_DISCARD, IO_READ, IO_SYNC, IO_WRITE } from '../request.ts';
 import { BUFFERED_FILE, type Complete, type Engine, MAIN_FILE } from './engine.ts';
@@ -182,7 +182,7 @@ export class UringEngine implements Engine {
       const result =
         request.buffers === 1
           ? pwriteNow(fd, request.address, request.length, request.offset)
-          : pwriteNow(fd, request.iovecAddress, -request.buffers, request.offset);
+          : pwritevNow(fd, request.iovecAddress, request.buffers, request.offset);
       if (result === -EINTR || result === -EAGAIN) {
         this.#inline.push(request);
         continue;
