@@ -6,7 +6,7 @@
 
 import { guard, hasFaulted, installFaultGuard, unguard } from './fault-guard.ts';
 import { checked, libc, viewMemory } from './libc.ts';
-import { mappedAddress } from './pinned.ts';
+import { MAP_FAILED, mappedAddress } from './pinned.ts';
 
 const PROT_READ = 1;
 const PROT_READ_WRITE = 3;
@@ -92,8 +92,9 @@ export class SharedMapping {
     if (this.#retired) return;
     this.#retired = true;
     const flags = MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_NORESERVE;
-    // Read-only: nobody writes here any more, and it is not charged where memory is not overcommitted.
-    mappedAddress(libc.mmap(this.address, this.length, PROT_READ, flags, -1, 0));
+    // Writable memory is charged where memory is not overcommitted, and may be refused; nobody should write here any more.
+    const writable = libc.mmap(this.address, this.length, PROT_READ_WRITE, flags, -1, 0);
+    if (writable === MAP_FAILED) mappedAddress(libc.mmap(this.address, this.length, PROT_READ, flags, -1, 0));
     unguard(this.#slot);
     this.#extent.retired = true;
     unmapWhenUnused(this.#extent);

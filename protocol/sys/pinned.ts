@@ -12,7 +12,8 @@ const MAP_PRIVATE = 0x02;
 const MAP_ANONYMOUS = 0x20;
 const SLAB_BYTES = 256 * 1024;
 const ALIGNMENT = 64;
-const MAP_FAILED = 0xffff_ffff_ffff_ffffn;
+/** What mmap returns when it failed; addresses come as numbers, this as a bigint. */
+export const MAP_FAILED = 0xffff_ffff_ffff_ffffn;
 
 /** Turns what mmap returned into an address. @throws SysError - mmap failed */
 export function mappedAddress(result: number | bigint, what?: string): number {

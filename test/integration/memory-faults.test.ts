@@ -149,6 +149,28 @@ describe('a region is taken', () => {
     await expectServed(frontend);
   });
 
+  it.each([4, 5.5, 100])('of %i GiB, with rings and requests at its end', async (gibibytes) => {
+    const frontend = await daemon().start({ leadBytes: gibibytes * 2 ** 30 });
+
+    await expectServed(frontend);
+  });
+
+  it('among 508 others, with rings and requests in it', async () => {
+    const frontend = await daemon().negotiate({ protocolFeatures: [PROTOCOL.CONFIGURE_MEM_SLOTS] });
+    const fd = memfd(PAGE);
+    const others = Array.from({ length: 508 }, (_, i) => at(0x3000_0000 + i * 0x10_0000, PAGE));
+    const clear = others.filter(({ guestAddress }) => {
+      const offset = Number(guestAddress) - frontend.ram.guestAddress;
+      return offset < 0 || offset >= frontend.ram.length;
+    });
+    for (const region of clear) await frontend.require(REQUEST.ADD_MEM_REG, singleRegion(region), [fd]);
+    await frontend.require(REQUEST.ADD_MEM_REG, singleRegion(frontend.ram.region()), [frontend.ram.fd]);
+    await frontend.startRing(frontend.ring());
+
+    expect(clear.length).toBeGreaterThan(500);
+    await expectServed(frontend);
+  });
+
   it('twice from one file, with a request across both', async () => {
     const frontend = await daemon().negotiate();
     const { ram } = frontend;

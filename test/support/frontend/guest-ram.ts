@@ -16,13 +16,16 @@ export class GuestRam {
   /** Where the front end claims to have mapped it: the address space of SET_VRING_ADDR. */
   readonly userAddress: number;
   readonly #mapping: SharedMapping;
+  readonly #lead: number;
 
-  constructor(length: number, guestAddress = 0x4000_0000, userAddress = 0x7e00_0000_0000) {
-    this.fd = createMemfd(length);
+  /** `lead` bytes (whole pages) of the region come before what is seen here; they are never touched. */
+  constructor(length: number, guestAddress = 0x4000_0000, userAddress = 0x7e00_0000_0000, lead = 0) {
+    this.fd = createMemfd(lead + length);
     this.length = length;
-    this.guestAddress = guestAddress;
-    this.userAddress = userAddress;
-    this.#mapping = new SharedMapping(this.fd.fd, 0, length);
+    this.guestAddress = lead + guestAddress;
+    this.userAddress = lead + userAddress;
+    this.#lead = lead;
+    this.#mapping = new SharedMapping(this.fd.fd, lead, length);
     const buffer = this.#mapping.view(0, length);
     this.bytes = new Uint8Array(buffer);
     this.view = new DataView(buffer);
@@ -40,7 +43,13 @@ export class GuestRam {
   }
 
   region(): RawRegion {
-    return { guestAddress: this.guestAddress, size: this.length, userAddress: this.userAddress, mmapOffset: 0 };
+    const lead = this.#lead;
+    return {
+      guestAddress: this.guestAddress - lead,
+      size: lead + this.length,
+      userAddress: this.userAddress - lead,
+      mmapOffset: 0,
+    };
   }
 
   /** Takes pages away from everybody who has mapped them. */

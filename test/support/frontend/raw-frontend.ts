@@ -27,6 +27,8 @@ export interface FrontendOptions {
   readonly queueSize?: number;
   /** Bytes of guest memory; default 2 MiB. */
   readonly ramBytes?: number;
+  /** Bytes of the memory region in front of those that are used; default 0. */
+  readonly leadBytes?: number;
   /** Feature bits to accept when offered, besides VERSION_1 and PROTOCOL_FEATURES. */
   readonly features?: readonly number[];
   /** Protocol feature bits to accept when offered, besides REPLY_ACK, CONFIG and MQ. */
@@ -60,7 +62,7 @@ export class RawFrontend {
       this.dataStart = previous.dataStart;
       return;
     }
-    this.ram = new GuestRam(options.ramBytes ?? 0x20_0000);
+    this.ram = new GuestRam(options.ramBytes ?? 0x20_0000, undefined, undefined, options.leadBytes);
     let at = 0x1000;
     for (let i = 0; i < (options.queues ?? 1); i += 1) {
       const ring = new RawRing(this.ram, i, options.queueSize ?? 128, at);
