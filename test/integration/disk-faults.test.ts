@@ -4,7 +4,7 @@
  */
 
 import { execFileSync } from 'node:child_process';
-import { rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeEach, describe, expect, it } from 'vitest';
 import { BlkBackend } from '../support/backend-process.ts';
@@ -13,7 +13,7 @@ import { doRequest, STATUS, TYPE } from '../support/frontend/blk-request.ts';
 import { connectGood } from '../support/frontend/good-client.ts';
 import { BLK_MAIN, Program } from '../support/frontend/program.ts';
 import { RawFrontend } from '../support/frontend/raw-frontend.ts';
-import { FEATURE, hasBit } from '../support/frontend/wire.ts';
+import { config, FEATURE, hasBit, REQUEST } from '../support/frontend/wire.ts';
 import { createImage, randomImage } from '../support/image.ts';
 
 const MiB = 1 << 20;
@@ -178,6 +178,33 @@ describe.skipIf(!canLoop).each(ENGINES)('a block device that reports errors (%s)
     expect((await doRequest(frontend, { type: TYPE.FLUSH })).status).toBe(STATUS.OK);
     frontend.close();
     await connectGood(backend.socket);
+    await backend.sigterm();
+  });
+});
+
+describe.skipIf(!canLoop)('a block device with sectors of 4096 bytes', () => {
+  it.each([
+    ['through the page cache', []],
+    ['with O_DIRECT', ['--direct']],
+  ])('says so, and serves requests of 512 bytes all the same, %s', async (_, extra) => {
+    const backing = randomImage(join(directory, 'backing.img'), MiB);
+    const device = run('losetup', '--find', '--show', '--sector-size', '4096', backing);
+    cleanup.add(() => run('losetup', '--detach', device));
+    const backend = await BlkBackend.start(cleanup, { image: device, extra });
+    const frontend = await connect(backend.socket, [FEATURE.FLUSH, FEATURE.BLK_SIZE]);
+    const { payload } = await frontend.connection.call(REQUEST.GET_CONFIG, config(20, new Uint8Array(4)));
+    const expected = readFileSync(backing);
+    const out = new Uint8Array(512).fill(0x77);
+
+    const written = await doRequest(frontend, { type: TYPE.OUT, sector: 11, out });
+    const read = await doRequest(frontend, { type: TYPE.IN, sector: 9, inBytes: 2048 });
+    await doRequest(frontend, { type: TYPE.FLUSH });
+
+    expect(Buffer.from(payload).readUInt32LE(12)).toBe(4096);
+    expect([written.status, read.status]).toEqual([STATUS.OK, STATUS.OK]);
+    expected.set(out, 11 * 512);
+    expect(Buffer.compare(read.data, expected.subarray(9 * 512, 13 * 512))).toBe(0);
+    frontend.close();
     await backend.sigterm();
   });
 });

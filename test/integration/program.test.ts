@@ -79,7 +79,7 @@ describe('the command line', () => {
 
   it.each<[string, () => string, RegExp, number]>([
     ['that is not there', () => join(directory, 'absent'), /absent.*ENOENT/, 1],
-    ['that is a directory', () => directory, /EISDIR|neither a file nor a block device/, 1],
+    ['that is a directory', () => directory, /neither a file nor a block device/, 2],
     ['that is a character device', () => '/dev/zero', /neither a file nor a block device/, 2],
     [
       'that is smaller than a sector',

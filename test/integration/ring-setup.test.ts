@@ -7,6 +7,7 @@ import { describe, expect, it } from 'vitest';
 import { doRequest, prepareRequest, STATUS, TYPE } from '../support/frontend/blk-request.ts';
 import { GuestRam } from '../support/frontend/guest-ram.ts';
 import { hostileDaemon } from '../support/frontend/hostile-daemon.ts';
+import { eventually } from '../support/frontend/process-probe.ts';
 import type { RawFrontend } from '../support/frontend/raw-frontend.ts';
 import {
   FEATURE,
@@ -255,6 +256,46 @@ describe('a started ring', () => {
     await frontend.connection.send(REQUEST.SET_FEATURES, u64(0));
 
     await expectServed(frontend);
+  });
+});
+
+describe('SET_VRING_ADDR on a started ring', () => {
+  it('moves it: requests are taken from the new place', async () => {
+    const frontend = await daemon().start();
+    await expectServed(frontend);
+    const { ram } = frontend;
+    const old = frontend.ring();
+    const moved = 0x10_0000 - old.table;
+    ram.bytes.copyWithin(old.table + moved, old.table, old.end);
+    const { descriptor, used, available } = old.addresses();
+    const at = (address: number | bigint): number => Number(address) + moved;
+    const addresses = { descriptor: at(descriptor), used: at(used), available: at(available) };
+
+    await frontend.require(REQUEST.SET_VRING_ADDR, vringAddress(0, addresses));
+
+    prepareRequest(frontend, { type: TYPE.IN, inBytes: 512 });
+    const usedIndex = (): number => ram.view.getUint16(old.used + moved + 2, true);
+    ram.bytes.copyWithin(old.table + moved, old.table, old.avail);
+    ram.view.setUint16(old.avail + moved + 2, 2, true);
+    old.signal();
+    await eventually('used index', usedIndex, (index) => index === 2);
+    expect(old.usedIndex).toBe(1);
+  });
+
+  it('to a place that cannot be is refused; the ring is out of service until it gets a good one', async () => {
+    const frontend = await daemon().start({ queues: 2, features: [FEATURE.MQ] });
+    const ring = frontend.ring();
+    const bad = { ...ring.addresses(), used: 0 };
+
+    expect(await frontend.isRefused(REQUEST.SET_VRING_ADDR, vringAddress(0, bad))).toBe('nack');
+    prepareRequest(frontend, { type: TYPE.IN, inBytes: 512 }, 0, 1);
+    ring.publish(0);
+    ring.signal();
+    await doRequest(frontend, { type: TYPE.FLUSH, queue: 1 });
+    expect(ring.usedIndex).toBe(0);
+
+    await frontend.require(REQUEST.SET_VRING_ADDR, vringAddress(0, ring.addresses()));
+    expect(await ring.take()).toEqual([{ id: 0, length: 513 }]);
   });
 });
 

@@ -5,16 +5,17 @@
 
 import { afterEach, describe, expect, it } from 'vitest';
 import { GuestMemory } from '../../protocol/memory/guest-memory.ts';
-import { DescriptorChain } from '../../protocol/virtqueue/chain.ts';
+import { DescriptorChain, MAX_INDIRECT_CHAIN } from '../../protocol/virtqueue/chain.ts';
 import {
   FAULT_AVAIL_INDEX,
+  FAULT_CHAIN_TOO_LONG,
   FAULT_HEAD_IN_FLIGHT,
   FAULT_HEAD_OUT_OF_RANGE,
   NO_FAULT,
 } from '../../protocol/virtqueue/faults.ts';
 import { isSplitQueueSize, SplitQueue } from '../../protocol/virtqueue/split-queue.ts';
 import { GuestRam } from '../support/frontend/guest-ram.ts';
-import { RawRing, WRITE } from '../support/frontend/raw-ring.ts';
+import { INDIRECT, RawRing, WRITE } from '../support/frontend/raw-ring.ts';
 
 const open: { close(): void }[] = [];
 
@@ -308,6 +309,42 @@ describe('2.7 the place of a ring', () => {
 
     expect(() => new SplitQueue(memory, at(ram.user(last)))).not.toThrow();
     expect(() => new SplitQueue(memory, at(ram.user(last + 4)))).toThrow(/not in one region/);
+  });
+});
+
+describe('2.7.5 the length of a chain', () => {
+  /** A chain of `count` descriptors, the indirect one included, and whether it can be walked. */
+  const walkIndirect = (count: number): number => {
+    const pair = createPair();
+    const { driver } = pair;
+    const table = 0x10_0000;
+    const buffer = { address: driver.ram.guest(0), length: 1, flags: WRITE };
+    driver.setChain(0, Array<typeof buffer>(count - 1).fill(buffer), table);
+    driver.setDescriptor(0, { address: driver.ram.guest(table), length: 16 * (count - 1), flags: INDIRECT });
+    driver.publish(0);
+    pair.device.pop(pair.chain);
+    return pair.chain.fault;
+  };
+
+  it('may be the size of the queue in the ring', () => {
+    const pair = createPair();
+    const buffer = { address: pair.driver.ram.guest(0), length: 1, flags: WRITE };
+    pair.driver.setChain(0, Array<typeof buffer>(8).fill(buffer));
+    pair.driver.publish(0);
+
+    pair.device.pop(pair.chain);
+
+    expect([pair.chain.fault, pair.chain.writableBytes]).toEqual([NO_FAULT, 8]);
+  });
+
+  it.each([
+    [2, NO_FAULT],
+    [9, NO_FAULT],
+    [MAX_INDIRECT_CHAIN, NO_FAULT],
+    [MAX_INDIRECT_CHAIN + 1, FAULT_CHAIN_TOO_LONG],
+    [40_000, FAULT_CHAIN_TOO_LONG],
+  ])('with an indirect table: %i descriptors end in fault %i', (count, fault) => {
+    expect(walkIndirect(count)).toBe(fault);
   });
 });
 

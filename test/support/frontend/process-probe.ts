@@ -20,11 +20,18 @@ export const rss = (pid: number): number => {
 };
 
 /** CPU time that a process has used so far, in ms (the kernel counts hundredths of a second). */
-export const cpuMs = (pid: number): number => {
+const cpuMs = (pid: number): number => {
   const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
   // Fields behind the name in parentheses start with the third; utime is the 14th, stime the 15th.
   const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
   return (Number(fields[11]) + Number(fields[12])) * 10;
+};
+
+/** CPU time that a process uses in the next `spanMs`, in ms: an observation takes time, nothing is waited for. */
+export const cpuDuring = async (pid: number, spanMs: number): Promise<number> => {
+  const before = cpuMs(pid);
+  await delay(spanMs);
+  return cpuMs(pid) - before;
 };
 
 /** Mappings of memfds in a process: shared guest memory that it holds. */

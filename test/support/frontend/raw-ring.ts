@@ -133,7 +133,11 @@ export class RawRing {
   async take(count = 1, deadlineMs = DEADLINE_MS): Promise<UsedEntry[]> {
     const end = performance.now() + deadlineMs;
     for (;;) {
-      this.setUsedEvent(this.usedIndex);
+      // The device tells when it passes the event: one that it passed while we wrote it would never come.
+      for (let event = -1; event !== this.usedIndex; ) {
+        event = this.usedIndex;
+        this.setUsedEvent(event);
+      }
       const got = (this.usedIndex - this.seen) & 0xffff;
       if (got >= count) break;
       const left = end - performance.now();
