@@ -172,21 +172,12 @@ export class DescriptorChain {
     }
     if (length === 0) return true;
     const region = this.#memory.find(address);
-    if (region !== undefined && length <= region.end - address) {
-      const i = this.segments;
-      if (i === this.address.length) {
-        this.fault = FAULT_CHAIN_TOO_LONG;
-        return false;
-      }
-      this.address[i] = address + region.hostDelta;
-      this.guest[i] = address;
-      this.length[i] = length;
-      this.segments = i + 1;
-      if (writable) this.lastWritable = address + length - 1;
-      else this.readableSegments += 1;
-      return true;
+    if (region === undefined || length > region.end - address) {
+      return this.#appendAcross(address, length, writable, region);
     }
-    return this.#appendAcross(address, length, writable, region);
+    if (!this.#addSegment(region, address, length, writable)) return false;
+    if (writable) this.lastWritable = address + length - 1;
+    return true;
   }
 
   /** A buffer that leaves its region: legal when the next region follows without a gap. */
@@ -201,21 +192,26 @@ export class DescriptorChain {
         return true;
       }
       const step = Math.min(left, region.end - address);
-      const i = this.segments;
-      if (i === this.address.length) {
-        this.fault = FAULT_CHAIN_TOO_LONG;
-        return false;
-      }
-      this.address[i] = address + region.hostDelta;
-      this.guest[i] = address;
-      this.length[i] = step;
-      this.segments = i + 1;
-      if (!writable) this.readableSegments += 1;
+      if (!this.#addSegment(region, address, step, writable)) return false;
       address += step;
       left -= step;
       if (left > 0) region = this.#memory.find(address);
     }
     if (writable) this.lastWritable = start + length - 1;
+    return true;
+  }
+
+  #addSegment(region: MemoryRegion, address: number, length: number, writable: boolean): boolean {
+    const i = this.segments;
+    if (i === this.address.length) {
+      this.fault = FAULT_CHAIN_TOO_LONG;
+      return false;
+    }
+    this.address[i] = address + region.hostDelta;
+    this.guest[i] = address;
+    this.length[i] = length;
+    this.segments = i + 1;
+    if (!writable) this.readableSegments += 1;
     return true;
   }
 }
