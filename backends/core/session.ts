@@ -64,6 +64,9 @@ const CORE_PROTOCOL_FEATURES = featureMask(
 /** Bit 0 of the flags of SET_CONFIG: the state of a migrated device, not a driver's write. */
 const CONFIG_FLAG_MIGRATION = 1;
 
+/** Refused requests of one connection that are logged. */
+const MAX_LOGGED_REFUSALS = 20;
+
 /** What all connections of a daemon share. */
 export interface SessionContext {
   readonly device: Device;
@@ -85,6 +88,7 @@ export class Session implements VringHost {
   #inflight: InflightMemory | undefined;
   #backendChannel: Endpoint | undefined;
   #memoryFault = false;
+  #refusals = 0;
 
   constructor(context: SessionContext, stream: UnixStream, log: Logger) {
     this.#context = context;
@@ -122,7 +126,7 @@ export class Session implements VringHost {
         const message = await this.#endpoint.next();
         if (message === undefined) break;
         const refusal = await this.#dispatcher.handle(message, this.#endpoint);
-        if (refusal !== undefined) this.log.warn(refusal.message);
+        if (refusal !== undefined) this.#noteRefusal(refusal);
       }
       this.log.info('front end disconnected');
     } catch (error) {
@@ -133,6 +137,13 @@ export class Session implements VringHost {
       this.#context.lease.leave(this);
       await this.#release();
     }
+  }
+
+  /** A front end may ask for the impossible as often as it likes, but not fill the log with it. */
+  #noteRefusal({ message }: Error): void {
+    this.#refusals += 1;
+    if (this.#refusals > MAX_LOGGED_REFUSALS) return;
+    this.log.warn(this.#refusals < MAX_LOGGED_REFUSALS ? message : `${message}; further refusals are not logged`);
   }
 
   /** Ends the connection from our side; `run` then drains and returns. */

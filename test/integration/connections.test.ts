@@ -95,6 +95,7 @@ describe('a second front end', () => {
 
 describe('many connections', () => {
   it('up to 64 are served at once, further ones closed, and every one is forgotten in the end', async () => {
+    const before = daemon().backend.fdCount();
     const frontends = Array.from({ length: 70 }, () => daemon().connect({ ramBytes: 0x1_0000, queueSize: 16 }));
 
     const outcomes = await Promise.allSettled(frontends.map(({ connection }) => connection.ask(REQUEST.GET_FEATURES)));
@@ -104,6 +105,12 @@ describe('many connections', () => {
     expect(answered).toBeGreaterThan(60);
     expect(answered).toBeLessThanOrEqual(64);
     for (const frontend of frontends) frontend.close();
+    // A client that comes before the daemon noticed would be one too many.
+    await eventually(
+      'descriptors',
+      () => daemon().backend.fdCount(),
+      (count) => count <= before,
+    );
   });
 
   it('one after the other, a hundred times with rings, leave no memory behind', async () => {
