@@ -30,6 +30,13 @@ import { BlkRequest, finishBlkRequest, PARSED_DONE, parseBlkRequest } from './re
 
 export const ENGINES = ['auto', 'io_uring', 'threads', 'null'] as const;
 
+/**
+ * The page cache answers at once: more requests a pass cost less each, until both sides wait for each other. A disk starts
+ * on what it has while we bring the next.
+ */
+const CACHED_BUDGET = 16;
+const DIRECT_BUDGET = 4;
+
 export interface BlkDeviceOptions {
   readonly serial: string;
   readonly numQueues: number;
@@ -46,6 +53,7 @@ export class BlkDevice implements Device {
   readonly protocolFeatures = 0n;
   onConfigChange: () => void = () => undefined;
 
+  readonly budget: number;
   readonly disk: Disk;
   readonly geometry: BlkGeometry;
   readonly serial = new Uint8Array(VIRTIO_BLK_ID_BYTES);
@@ -65,6 +73,7 @@ export class BlkDevice implements Device {
   /** Takes over the disk. @throws UsageError - the engine is not to be had */
   constructor(disk: Disk, options: BlkDeviceOptions, log: Logger) {
     this.disk = disk;
+    this.budget = disk.direct ? DIRECT_BUDGET : CACHED_BUDGET;
     this.#log = log;
     this.maxQueues = options.numQueues;
     this.geometry = {

@@ -19,6 +19,9 @@ export interface Device {
   /** A front end connected: what it negotiates and configures is kept per attachment. */
   attach(): Attachment;
 
+  /** Heads to take from a ring before `poll` is called: a device that takes long wants them handed over in small lots. */
+  readonly budget: number;
+
   /** Hands prepared work to the kernel and finishes what it completed. Returns how many requests were finished. */
   poll(): number;
 

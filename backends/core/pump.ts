@@ -11,8 +11,6 @@ import { type Watch, watchReadable } from '../../protocol/sys/readiness.ts';
 import type { Device } from './device.ts';
 import type { Vring } from './vring.ts';
 
-/** Heads taken from a ring in one pass. */
-const BUDGET = 16;
 /** Longest time without giving the event loop its turn, in ms. */
 const SLICE_MS = 0.4;
 /** Heads and completions between two looks at the clock. */
@@ -129,10 +127,11 @@ export class Pump {
 
   #pass(): number {
     const vrings = this.#vrings;
+    const { budget } = this.#device;
     let work = 0;
     for (let i = 0; i < vrings.length; i += 1) {
       const vring = vrings[i] as Vring;
-      if (vring.runnable) work += vring.host.attachment.processQueue(vring, BUDGET);
+      if (vring.runnable) work += vring.host.attachment.processQueue(vring, budget);
     }
     work += this.#device.poll();
     for (let i = 0; i < vrings.length; i += 1) (vrings[i] as Vring).flush();

@@ -126,18 +126,19 @@ export async function runBlkio(
   };
 }
 
-/** CPU share of a daemon that has a front end attached and nothing to do. */
+/** CPU share of a daemon that has a front end attached and nothing to do, measured after it had time to settle. */
 export async function measureIdleCpu(
   children: Children,
   program: string,
   backend: { socket: string; pid: number },
   seconds: number,
+  settleSeconds: number,
 ): Promise<number> {
   const args = [
     `--socket=${backend.socket}`,
     `--backend-pid=${backend.pid}`,
     '--idle',
-    '--warmup=1',
+    `--warmup=${settleSeconds}`,
     `--seconds=${seconds}`,
   ];
   const { stdout } = await children.run(program, args);

@@ -129,6 +129,9 @@ export async function measureWorkload(children: Children, workload: Workload, se
   return row;
 }
 
+/** V8 collects garbage once more some seconds after a load ended. */
+const SETTLE_SECONDS = 10;
+
 /** Start time, memory and idle CPU time of one daemon. */
 export async function measureFootprint(
   children: Children,
@@ -145,13 +148,19 @@ export async function measureFootprint(
   const load = WORKLOADS.find((workload) => workload.name === 'read-qd32');
   if (load === undefined) throw new RangeError('no workload read-qd32');
   const attached = await withDaemon(children, pinned, async (daemon) => {
-    const idle = measureIdleCpu(children, settings.clientProgram, daemon, 1);
+    const idle = measureIdleCpu(children, settings.clientProgram, daemon, 1, 1);
     await new Promise((resolve) => setTimeout(resolve, 1500));
     const rssMegabytes = megabytes(residentBytes(daemon.pid));
     await idle;
     const args = blkioArguments(load, { seconds: 2, warmupSeconds: 0, cpu: settings.clientCpu, poll: settings.poll });
     await runBlkio(children, settings.clientProgram, daemon, args);
-    const idleCpuPercent = await measureIdleCpu(children, settings.clientProgram, daemon, settings.idleSeconds);
+    const idleCpuPercent = await measureIdleCpu(
+      children,
+      settings.clientProgram,
+      daemon,
+      settings.idleSeconds,
+      SETTLE_SECONDS,
+    );
     return { rssMegabytes, idleCpuPercent, rssAfterLoadMegabytes: megabytes(residentBytes(daemon.pid)) };
   });
   const footprint = { contestant, ...attached, idleSeconds: settings.idleSeconds, startMs: spreadOf(starts) };
