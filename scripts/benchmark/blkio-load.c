@@ -240,13 +240,16 @@ static void run(struct load *load)
         submit(load, 0, now_ns());
         drain(load, 1);
         sleep_seconds(options->warmup);
-    } else if (options->rate != 0) {
-        run_paced(load, now_ns() + warm_ns);
     } else {
+        /* At full speed also before a paced run: a back end that compiles its hot path while it runs has done so by then. */
         for (unsigned slot = 0; slot < options->depth; slot++)
             submit(load, slot, now_ns());
-        in_flight = options->depth;
         run_closed(load, now_ns() + warm_ns);
+        in_flight = options->depth;
+        if (options->rate != 0) {
+            drain(load, in_flight);
+            in_flight = 0;
+        }
     }
 
     uint64_t busy, steal, busy_end, steal_end;
