@@ -49,8 +49,8 @@ const NO_CHAIN = new DescriptorChain(new GuestMemory(), 1);
 
 /**
  * A notification that wakes the driver's processor costs more than a dozen requests (15 us in a virtual machine), and the
- * driver takes as long to come back. So it is held back while more heads wait than were finished since the last one: what
- * waits keeps us busy until the driver is there. But no longer than for this many requests.
+ * driver takes as long to come back. So it is held back while more than twice as many heads wait as were finished since the
+ * last one: what waits keeps us busy until the driver is there. But no longer than for this many requests.
  */
 const MAX_UNTOLD = 64;
 
@@ -236,12 +236,12 @@ export class Vring {
     this.#staged += 1;
   }
 
-  /** Publishes what is staged, and tells the driver if it wants to know and it is time to. */
-  flush(): void {
+  /** Publishes what is staged, and tells the driver if it wants to know; a little later if that pays and `mayHold`. */
+  flush(mayHold: boolean): void {
     if (this.#staged > 0) this.#publish();
     if (this.#untold === 0) return;
     const queue = this.#queue as SplitQueue;
-    if (this.runnable && this.#untold < MAX_UNTOLD && queue.backlog > this.#untold) return;
+    if (mayHold && this.runnable && this.#untold < MAX_UNTOLD && queue.backlog > 2 * this.#untold) return;
     this.tell();
   }
 
