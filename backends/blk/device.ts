@@ -36,6 +36,8 @@ export const ENGINES = ['auto', 'io_uring', 'threads', 'null'] as const;
  */
 const CACHED_BUDGET = 16;
 const DIRECT_BUDGET = 4;
+/** Bytes after which a lot is full, however few requests it has: no pass may take long. */
+const LOT_BYTES = 2 * 1024 * 1024;
 
 export interface BlkDeviceOptions {
   readonly serial: string;
@@ -143,7 +145,8 @@ export class BlkDevice implements Device {
     const { memory } = vring.host;
     const { chain } = vring;
     let taken = 0;
-    while (taken < budget && this.#exclusive === undefined) {
+    let bytes = 0;
+    while (taken < budget && bytes < LOT_BYTES && this.#exclusive === undefined) {
       const request = this.#free.pop();
       if (request === undefined) break;
       if (!vring.pop()) {
@@ -153,6 +156,7 @@ export class BlkDevice implements Device {
       taken += 1;
       const parsed = parseBlkRequest(request, vring, chain, memory, attachment);
       request.durable = attachment.writethrough;
+      bytes += request.length;
       if (parsed === PARSED_DONE) this.#finish(request);
       else if (this.disk.direct && mustRunAlone(request, this.disk)) this.#hold(request);
       else if (!this.#executor.start(request)) this.#finish(request);

@@ -230,6 +230,7 @@ export function parseBlkRequest(
 ): number {
   request.vring = vring;
   request.head = chain.head;
+  request.length = 0;
   request.written = 0;
   request.exclusive = false;
   request.status = VIRTIO_BLK_S_OK;

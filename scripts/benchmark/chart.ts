@@ -59,11 +59,23 @@ function drawLegend(results: Results): string[] {
   return parts;
 }
 
+function isThroughput(row: Row): boolean {
+  return row.workload.unit === 'iops';
+}
+
+function isNull(row: Row): boolean {
+  return row.workload.contestants[0] === 'ringside-null';
+}
+
 export function drawChart(results: Results): string {
   const parts = drawLegend(results);
   let y = HEAD;
   const sections = [
-    { title: 'I/Os per second (more is better)', rows: results.rows.filter((row) => row.workload.unit === 'iops') },
+    {
+      title: 'I/Os per second (more is better)',
+      rows: results.rows.filter((row) => isThroughput(row) && !isNull(row)),
+    },
+    { title: 'I/Os per second without a disk: rings alone (a scale of its own)', rows: results.rows.filter(isNull) },
     {
       title: 'CPU time of the back end per I/O (less is better)',
       rows: results.rows.filter((row) => row.workload.unit !== 'iops'),
