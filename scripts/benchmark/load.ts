@@ -68,7 +68,8 @@ export async function buildBlkioLoad(children: Children): Promise<string> {
   const libraries = path.resolve(LIBBLKIO, 'lib', stdout.trim());
   mkdirSync(folder, { recursive: true });
   const include = `-I${path.join(LIBBLKIO, 'include')}`;
-  const link = [`-L${libraries}`, '-lblkio', `-Wl,-rpath,${libraries}`];
+  // Relative to the program: the folder of the checkout may be moved.
+  const link = [`-L${libraries}`, '-lblkio', `-Wl,-rpath,$ORIGIN/${path.relative(folder, libraries)}`];
   await children.run('gcc', [
     '-O2',
     '-Wall',

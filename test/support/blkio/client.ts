@@ -5,7 +5,7 @@
 
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, renameSync, statSync } from 'node:fs';
-import { join } from 'node:path';
+import { join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Child } from '../child.ts';
 import type { Cleanup } from '../cleanup.ts';
@@ -74,7 +74,13 @@ const compile = (): string => {
     peerPath('gcc'),
     [
       ...['-std=gnu11', '-O2', '-Wall', '-Werror', '-pthread', `-I${join(library, 'include')}`, SOURCE],
-      ...[`-L${libraries}`, '-lblkio', `-Wl,-rpath,${libraries}`, '-o', `${path}.${process.pid}`],
+      ...[
+        `-L${libraries}`,
+        '-lblkio',
+        `-Wl,-rpath,$ORIGIN/${relative(directory, libraries)}`,
+        '-o',
+        `${path}.${process.pid}`,
+      ],
     ],
     { stdio: 'pipe' },
   );
