@@ -12,7 +12,7 @@ import type { Device } from './device.ts';
 import type { Vring } from './vring.ts';
 
 /**
- * Heads of the first lot after nothing was to do. The driver sleeps then, and takes as long to wake up as we need for the
+ * Heads of the first lot after nothing was to do, when many more wait. The driver sleeps then, and takes as long to wake up as we need for the
  * rest: the sooner the first completion is told, the less we wait for each other.
  */
 const FIRST_LOT = 4;
@@ -133,11 +133,13 @@ export class Pump {
   #pass(): number {
     const vrings = this.#vrings;
     const first = this.#idle;
-    const budget = first ? Math.min(FIRST_LOT, this.#device.budget) : this.#device.budget;
+    const { budget } = this.#device;
     let work = 0;
     for (let i = 0; i < vrings.length; i += 1) {
       const vring = vrings[i] as Vring;
-      if (vring.runnable) work += vring.host.attachment.processQueue(vring, budget);
+      if (!vring.runnable) continue;
+      const lot = first && vring.backlog > 2 * FIRST_LOT ? Math.min(FIRST_LOT, budget) : budget;
+      work += vring.host.attachment.processQueue(vring, lot);
     }
     work += this.#device.poll();
     for (let i = 0; i < vrings.length; i += 1) (vrings[i] as Vring).flush(!first);

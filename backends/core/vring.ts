@@ -110,6 +110,11 @@ export class Vring {
     );
   }
 
+  /** Heads that wait to be taken from the ring. */
+  get backlog(): number {
+    return this.#queue === undefined ? 0 : this.#queue.backlog;
+  }
+
   get inFlight(): number {
     return this.#queue === undefined ? 0 : this.#queue.inFlight;
   }
