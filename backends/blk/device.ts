@@ -37,7 +37,7 @@ export const ENGINES = ['auto', 'io_uring', 'threads', 'null'] as const;
 const CACHED_BUDGET = 16;
 const DIRECT_BUDGET = 4;
 /** Bytes after which a lot is full, however few requests it has: no pass may take long. */
-const LOT_BYTES = 2 * 1024 * 1024;
+const LOT_BYTES = 512 * 1024;
 
 export interface BlkDeviceOptions {
   readonly serial: string;
