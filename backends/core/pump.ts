@@ -61,14 +61,19 @@ export class Pump {
   /** Takes a started ring into the rounds. */
   add(vring: Vring): void {
     if (!this.#vrings.includes(vring)) this.#vrings.push(vring);
-    this.#neverSleep = this.#alwaysPoll || this.#vrings.some((other) => other.polled);
+    this.#noteRings();
     this.wake();
   }
 
   remove(vring: Vring): void {
     const at = this.#vrings.indexOf(vring);
     if (at >= 0) this.#vrings.splice(at, 1);
-    this.#neverSleep = this.#vrings.length > 0 && (this.#alwaysPoll || this.#vrings.some((other) => other.polled));
+    this.#noteRings();
+  }
+
+  #noteRings(): void {
+    const vrings = this.#vrings;
+    this.#neverSleep = vrings.length > 0 && (this.#alwaysPoll || vrings.some((vring) => vring.polled));
   }
 
   /** There may be work. Runs a slice now, unless one is running or due anyway. */

@@ -16,12 +16,9 @@ export const EACCES = 13;
 export const ENOMEM = 12;
 export const EFAULT = 14;
 export const EBUSY = 16;
-export const EEXIST = 17;
 export const EISDIR = 21;
 export const EINVAL = 22;
 export const EMFILE = 24;
-export const ENOTTY = 25;
-export const EFBIG = 27;
 export const ENOSPC = 28;
 export const EROFS = 30;
 export const EPIPE = 32;
@@ -31,7 +28,6 @@ export const EOPNOTSUPP = 95;
 export const EADDRINUSE = 98;
 export const ECONNABORTED = 103;
 export const ECONNREFUSED = 111;
-export const ECANCELED = 125;
 
 const errnoTable = getSystemErrorMap();
 

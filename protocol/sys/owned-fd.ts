@@ -27,7 +27,6 @@ const S_IFMT = 0o170000;
 export const S_IFREG = 0o100000;
 export const S_IFBLK = 0o060000;
 export const S_IFSOCK = 0o140000;
-export const S_IFIFO = 0o010000;
 export const S_IFCHR = 0o020000;
 
 /** What statx says of a descriptor. Sizes in bytes; dioAlign fields are 0 where O_DIRECT is not supported or unknown. */
@@ -38,8 +37,6 @@ export interface FdStat {
   readonly blockSize: number;
   readonly dioMemoryAlign: number;
   readonly dioOffsetAlign: number;
-  readonly deviceMajor: number;
-  readonly deviceMinor: number;
 }
 
 const statBuffer = allocatePinned(256);
@@ -119,8 +116,6 @@ export function statFd(fd: number): FdStat {
     type: d.getUint16(28, true) & S_IFMT,
     size: Number(d.getBigUint64(40, true)),
     blockSize: d.getUint32(4, true),
-    deviceMajor: d.getUint32(128, true),
-    deviceMinor: d.getUint32(132, true),
     dioMemoryAlign: hasDio ? d.getUint32(152, true) : 0,
     dioOffsetAlign: hasDio ? d.getUint32(156, true) : 0,
   };

@@ -4,7 +4,7 @@
  */
 
 import { SysError } from './errors.ts';
-import { checked, lastErrno, libc, viewMemory } from './libc.ts';
+import { lastErrno, libc, viewMemory } from './libc.ts';
 
 const PROT_READ = 1;
 const PROT_WRITE = 2;
@@ -65,9 +65,4 @@ export function allocatePinned(length: number): PinnedMemory {
   const offset = slabUsed;
   slabUsed += size;
   return new PinnedMemory(slabAddress + offset, slab, offset, length);
-}
-
-/** Releases memory that was allocated outside the slab. The caller proves that no view of it is used any more. */
-export function unmapPinned(address: number, length: number): void {
-  checked(libc.munmap(address, length), 'munmap');
 }
