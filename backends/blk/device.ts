@@ -14,7 +14,7 @@ import {
   VIRTIO_BLK_ID_BYTES,
 } from '../../protocol/virtio/blk.ts';
 import { hasFeature } from '../../protocol/virtio/reserved-features.ts';
-import type { Attachment, Device } from '../core/device.ts';
+import { type Attachment, type Device, REQUEST_RING, type RingTraits } from '../core/device.ts';
 import type { Logger } from '../core/logging.ts';
 import { UsageError } from '../core/options.ts';
 import type { Vring } from '../core/vring.ts';
@@ -124,10 +124,6 @@ export class BlkDevice implements Device {
     return this.#free.length === 0 || this.#exclusive !== undefined;
   }
 
-  get completionFd(): number | undefined {
-    return this.#engine.completionFd;
-  }
-
   get onCompletion(): () => void {
     return this.#engine.onCompletion;
   }
@@ -135,6 +131,9 @@ export class BlkDevice implements Device {
   set onCompletion(callback: () => void) {
     this.#engine.onCompletion = callback;
   }
+
+  /** Engines tell by themselves. */
+  arm(): void {}
 
   attach(): Attachment {
     return new BlkAttachment(this);
@@ -285,6 +284,12 @@ export class BlkAttachment implements Attachment {
     this.#writeback = !state;
     this.#updateCacheMode();
   }
+
+  ringTraits(): RingTraits {
+    return REQUEST_RING;
+  }
+
+  ringChanged(): void {}
 
   processQueue(vring: Vring, budget: number): number {
     return this.#device.processQueue(vring, budget, this);

@@ -139,7 +139,6 @@ export class Daemon {
     }, STOP_DEADLINE_MS);
     await Promise.race([Promise.all(this.#sessions.values()), this.finished]);
     clearTimeout(deadline);
-    this.#context.pump.close();
     this.#finish(true);
   }
 }

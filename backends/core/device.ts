@@ -5,6 +5,20 @@
 
 import type { Vring } from './vring.ts';
 
+/** What a ring is for. */
+export interface RingTraits {
+  /**
+   * Its heads are buffers for what comes from outside, and not requests: ones that wait are no work. The device says by
+   * `vring.short` when it needs more of them.
+   */
+  readonly offersBuffers: boolean;
+  /** It is processed while started but disabled too, without side effects: the device looks at `vring.enabled`. */
+  readonly runsDisabled: boolean;
+}
+
+/** A ring of requests that wait while it is disabled. */
+export const REQUEST_RING: RingTraits = { offersBuffers: false, runsDisabled: false };
+
 /** A device: one per daemon, shared by all connections. */
 export interface Device {
   /** The type of vhost-user.json: block, net, vsock. */
@@ -31,11 +45,11 @@ export interface Device {
   /** No further request can be started until one in flight ends: what waits in the rings is no reason to stay awake. */
   readonly isFull: boolean;
 
-  /** A descriptor that becomes readable when work completes; undefined when `onCompletion` is called instead. */
-  readonly completionFd: number | undefined;
-
-  /** Set by the pump: the device calls it when work completed outside `poll`. */
+  /** Set by the pump: the device calls it when there is work for `poll` or for a ring of buffers. */
   onCompletion: () => void;
+
+  /** The pump goes to sleep: until it is woken, `onCompletion` must be called when there is work. */
+  arm(): void;
 
   /** Set by the daemon: the device calls it when its configuration space changed by itself. */
   onConfigChange: () => void;
@@ -58,6 +72,12 @@ export interface Attachment {
   /** Writes configuration space. Returns a sentence when the driver may not write that, undefined when done. */
   writeConfig(offset: number, data: Uint8Array, migration: boolean): string | undefined;
 
+  /** What the ring is for; asked when it is started. */
+  ringTraits(index: number): RingTraits;
+
+  /** The ring was started or stopped, enabled or disabled. */
+  ringChanged(vring: Vring): void;
+
   /**
    * Takes at most `budget` heads from the ring and starts their requests; the device finishes each by
    * `vring.push(head, length)`, during this call or in a later `poll`. Returns how many were taken.
@@ -71,6 +91,12 @@ export interface Attachment {
 
   /** Takes up what `saveState` returned in an earlier life of the daemon. */
   restoreState(state: boolean): void;
+
+  /** NET_SET_MTU, in bytes, of a device that offers the protocol feature MTU. Returns a sentence when it cannot be. */
+  setMtu?(mtu: number): string | undefined;
+
+  /** SEND_RARP, of a device that offers the protocol feature RARP: tells the network where this address (6 bytes) is now. */
+  announce?(address: Uint8Array): void;
 
   /** RESET_DEVICE: back to the state after attach. No request of this attachment is in flight. */
   reset(): void;

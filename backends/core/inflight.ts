@@ -99,6 +99,11 @@ export class InflightQueue {
     this.#data.setUint8(at, 1);
   }
 
+  /** Notes that a head went back to the ring: the opposite of `fetch`. */
+  unfetch(head: number): void {
+    this.#data.setUint8(this.#at(head), 0);
+  }
+
   /** Notes a head whose used entry is staged. */
   complete(head: number): void {
     this.#data.setUint16(this.#at(head) + 6, this.#data.getUint16(LAST_BATCH_HEAD_AT, true), true);

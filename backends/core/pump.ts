@@ -7,7 +7,6 @@
  * driver, before it takes more: so the driver refills while we work. Without the limit both sides fall into lockstep.
  */
 
-import { type Watch, watchReadable } from '../../protocol/sys/readiness.ts';
 import type { Device } from './device.ts';
 import type { Vring } from './vring.ts';
 
@@ -35,7 +34,6 @@ export class Pump {
   readonly #pollMs: number;
   readonly #alwaysPoll: boolean;
   readonly #vrings: Vring[] = [];
-  readonly #completionWatch: Watch | undefined;
   readonly #turn = (): void => this.#slice();
   #scheduled = false;
   #running = false;
@@ -53,9 +51,6 @@ export class Pump {
     this.#pollMs = options.pollUs / 1000;
     this.#alwaysPoll = options.alwaysPoll;
     device.onCompletion = () => this.wake();
-    if (device.completionFd !== undefined) {
-      this.#completionWatch = watchReadable(device.completionFd, () => this.wake());
-    }
   }
 
   /** Takes a started ring into the rounds. */
@@ -143,7 +138,8 @@ export class Pump {
     for (let i = 0; i < vrings.length; i += 1) {
       const vring = vrings[i] as Vring;
       if (!vring.runnable) continue;
-      const lot = first && vring.backlog > 2 * FIRST_LOT ? Math.min(FIRST_LOT, budget) : budget;
+      const many = first && !vring.offersBuffers && vring.backlog > 2 * FIRST_LOT;
+      const lot = many ? Math.min(FIRST_LOT, budget) : budget;
       work += vring.host.attachment.processQueue(vring, lot);
     }
     work += this.#device.poll();
@@ -169,10 +165,6 @@ export class Pump {
     this.#asleep = true;
     // What waits in a ring is no reason to hold a notification back any more.
     for (const vring of this.#vrings) vring.tell();
-  }
-
-  /** Stops for good. Rings were removed before. */
-  close(): void {
-    this.#completionWatch?.close();
+    this.#device.arm();
   }
 }

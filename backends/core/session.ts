@@ -21,8 +21,11 @@ import {
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
   VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
   VHOST_USER_PROTOCOL_F_MQ,
+  VHOST_USER_PROTOCOL_F_MTU,
+  VHOST_USER_PROTOCOL_F_RARP,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
   VHOST_USER_PROTOCOL_F_RESET_DEVICE,
+  VHOST_USER_PROTOCOL_F_STATUS,
 } from '../../protocol/vhost-user/features.ts';
 import { BACKEND, FRONTEND } from '../../protocol/vhost-user/messages.ts';
 import { type ConfigSpace, MAX_CONFIG_BYTES } from '../../protocol/vhost-user/payloads.ts';
@@ -59,6 +62,7 @@ const CORE_PROTOCOL_FEATURES = featureMask(
   VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
   VHOST_USER_PROTOCOL_F_RESET_DEVICE,
   VHOST_USER_PROTOCOL_F_BACKEND_REQ,
+  VHOST_USER_PROTOCOL_F_STATUS,
 );
 
 /** Bit 0 of the flags of SET_CONFIG: the state of a migrated device, not a driver's write. */
@@ -85,6 +89,8 @@ export class Session implements VringHost {
   readonly #vrings: Vring[];
   #features = 0n;
   #protocolFeatures = 0n;
+  /** The driver's device status as the front end told it. */
+  #status = 0n;
   #inflight: InflightMemory | undefined;
   #backendChannel: Endpoint | undefined;
   #memoryFault = false;
@@ -372,11 +378,36 @@ export class Session implements VringHost {
       if (complaint !== undefined) throw new Refused(complaint);
       this.#saveState();
     });
-    d.on(FRONTEND.RESET_DEVICE, async () => {
-      await this.#resetRings();
-      this.attachment.reset();
-      this.#saveState();
+    d.on(FRONTEND.RESET_DEVICE, () => this.#resetDevice());
+    d.on(FRONTEND.SET_STATUS, async (status) => {
+      if (status > 0xffn) throw new Refused(`device status 0x${status.toString(16)}: it has 8 bits`);
+      this.#status = status;
+      if (status === 0n) await this.#resetDevice();
     });
+    d.on(FRONTEND.GET_STATUS, () => this.#status);
+    if (hasFeature(this.#context.device.protocolFeatures, VHOST_USER_PROTOCOL_F_MTU)) this.#registerMtu();
+    if (hasFeature(this.#context.device.protocolFeatures, VHOST_USER_PROTOCOL_F_RARP)) this.#registerRarp();
+  }
+
+  #registerMtu(): void {
+    this.#dispatcher.on(FRONTEND.NET_SET_MTU, (mtu) => {
+      const complaint = mtu > 0xffffn ? `MTU ${mtu}: at most 65535 is possible` : this.attachment.setMtu?.(Number(mtu));
+      if (complaint !== undefined) throw new Refused(complaint);
+    });
+  }
+
+  #registerRarp(): void {
+    this.#dispatcher.on(FRONTEND.SEND_RARP, (value) => {
+      const bytes = new Uint8Array(8);
+      new DataView(bytes.buffer).setBigUint64(0, value, true);
+      this.attachment.announce?.(bytes.subarray(0, 6));
+    });
+  }
+
+  async #resetDevice(): Promise<void> {
+    await this.#resetRings();
+    this.attachment.reset();
+    this.#saveState();
   }
 
   #saveState(): void {

@@ -14,7 +14,7 @@ import { type Watch, watchReadable } from '../../protocol/sys/readiness.ts';
 import { DescriptorChain } from '../../protocol/virtqueue/chain.ts';
 import { describeFault } from '../../protocol/virtqueue/faults.ts';
 import { type RingAddresses, RingError, SplitQueue } from '../../protocol/virtqueue/split-queue.ts';
-import type { Attachment } from './device.ts';
+import { type Attachment, REQUEST_RING, type RingTraits } from './device.ts';
 import { InflightQueue } from './inflight.ts';
 import type { Logger } from './logging.ts';
 
@@ -63,8 +63,9 @@ export class Vring {
   size = 0;
   base = 0;
   addresses: RingAddresses | undefined;
-  enabled = false;
   broken = false;
+  /** A ring of buffers has fewer than the device needs: it wants to be told of the next. */
+  short = false;
   /** Chains returned without being served, since the ring was started. */
   chainFaults = 0;
   /** The chain of the last successful `pop`. */
@@ -72,7 +73,11 @@ export class Vring {
 
   #queue: SplitQueue | undefined;
   #inflight: InflightQueue | undefined;
+  /** Heads that an earlier life of the daemon fetched, and how many of them were taken again. */
   #resubmit: number[] = [];
+  #resubmitted = 0;
+  #traits: RingTraits = REQUEST_RING;
+  #enabled = false;
   #draining: { promise: Promise<void>; resolve: () => void } | undefined;
   #kick: Notifier | undefined;
   #kickWatch: Watch | undefined;
@@ -98,6 +103,20 @@ export class Vring {
     return this.#started;
   }
 
+  get enabled(): boolean {
+    return this.#enabled;
+  }
+
+  set enabled(enabled: boolean) {
+    if (enabled === this.#enabled) return;
+    this.#enabled = enabled;
+    if (this.#started) this.host.attachment.ringChanged(this);
+  }
+
+  get offersBuffers(): boolean {
+    return this.#traits.offersBuffers;
+  }
+
   /** Whether the ring was found in guest memory. */
   get placed(): boolean {
     return this.#queue !== undefined;
@@ -105,9 +124,8 @@ export class Vring {
 
   /** Whether requests may be taken. */
   get runnable(): boolean {
-    return (
-      (this.enabled || this.#finishing) && !this.broken && this.#queue !== undefined && this.#draining === undefined
-    );
+    if (this.broken || this.#queue === undefined || this.#draining !== undefined) return false;
+    return this.#enabled || this.#traits.runsDisabled || this.#finishing;
   }
 
   /** Heads that wait to be taken from the ring. */
@@ -153,7 +171,9 @@ export class Vring {
     this.#started = true;
     this.broken = false;
     this.chainFaults = 0;
+    this.short = false;
     this.#call?.signal();
+    this.host.attachment.ringChanged(this);
   }
 
   /**
@@ -161,13 +181,15 @@ export class Vring {
    * @throws RingError, MemoryError - it is not there
    */
   place(features: VringFeatures, inflight: ArrayBuffer | undefined): void {
-    const { memory, log } = this.host;
+    const { memory, log, attachment } = this.host;
+    this.#traits = attachment.ringTraits(this.index);
     if (this.addresses === undefined) throw new RingError(`vring ${this.index} was started without SET_VRING_ADDR`);
     const queue = new SplitQueue(memory, { size: this.size, addresses: this.addresses, ...features });
     this.chain = new DescriptorChain(memory, this.size);
     this.#inflight = inflight === undefined ? undefined : new InflightQueue(inflight, this.size);
     const recovered = this.#inflight?.recover(queue.nextUsed);
     this.#resubmit = recovered?.heads ?? [];
+    this.#resubmitted = 0;
     queue.seek(recovered?.nextAvail ?? this.base);
     if (this.#resubmit.length > 0) {
       log.info({ vring: this.index }, `vring ${this.index}: resubmitting ${this.#resubmit.length} requests in flight`);
@@ -180,7 +202,8 @@ export class Vring {
     await this.#drain();
     const queue = this.#queue;
     if (queue === undefined) return;
-    this.base = queue.nextAvail;
+    // Buffers that an earlier life of the daemon fetched and nobody filled are the ring's next ones.
+    this.base = (queue.nextAvail - (this.#resubmit.length - this.#resubmitted)) & 0xffff;
     // Whoever serves the ring next must not find us asking not to be kicked.
     queue.enableKicks();
     this.#queue = undefined;
@@ -203,11 +226,12 @@ export class Vring {
   /** Takes the next chain into `chain`. False when there is none, or the ring just broke. */
   pop(): boolean {
     const queue = this.#queue as SplitQueue;
-    if (this.#resubmit.length > 0) {
-      queue.take(this.#resubmit.shift() as number, this.chain);
+    if (this.#resubmitted < this.#resubmit.length) {
+      queue.take(this.#resubmit[this.#resubmitted] as number, this.chain);
+      this.#resubmitted += 1;
       return true;
     }
-    if (!this.enabled) return false;
+    if (!this.#enabled && !this.#traits.runsDisabled) return false;
     const result = queue.pop(this.chain);
     if (result === 1) {
       this.#inflight?.fetch(this.chain.head);
@@ -215,6 +239,22 @@ export class Vring {
     }
     if (result < 0) this.#break(describeFault(result));
     return false;
+  }
+
+  /**
+   * Gives the head that was taken last back to the ring: the next `pop` takes it again. Only for heads after which none
+   * was pushed.
+   */
+  unpop(head: number): void {
+    const queue = this.#queue as SplitQueue;
+    // Heads of an earlier life are taken before any of the ring, so they are given back after those.
+    if (this.#resubmitted > 0 && this.#resubmit[this.#resubmitted - 1] === head) {
+      queue.release(head);
+      this.#resubmitted -= 1;
+      return;
+    }
+    queue.untake(head);
+    this.#inflight?.unfetch(head);
   }
 
   #break(reason: string): void {
@@ -244,10 +284,12 @@ export class Vring {
   /** Publishes what is staged, and tells the driver if it wants to know; a little later if that pays and `mayHold`. */
   flush(mayHold: boolean): void {
     if (this.#staged > 0) this.#publish();
-    if (this.#untold === 0) return;
-    const queue = this.#queue as SplitQueue;
-    if (mayHold && this.runnable && this.#untold < MAX_UNTOLD && queue.backlog > 2 * this.#untold) return;
-    this.tell();
+    if (this.#untold > 0) {
+      const hold = mayHold && !this.#traits.offersBuffers && this.#untold < MAX_UNTOLD && this.runnable;
+      if (hold && (this.#queue as SplitQueue).backlog > 2 * this.#untold) return;
+      this.tell();
+    }
+    if (this.#draining !== undefined && this.inFlight === 0) this.#draining.resolve();
   }
 
   /** Tells the driver of what was published, if it wants to know: the end of a hold, at the latest before sleeping. */
@@ -256,7 +298,6 @@ export class Vring {
     const queue = this.#queue as SplitQueue;
     this.#untold = 0;
     if (queue.needsNotification()) this.#call?.signal();
-    if (queue.inFlight === 0) this.#draining?.resolve();
   }
 
   #publish(): void {
@@ -265,22 +306,28 @@ export class Vring {
     this.#inflight?.commit(queue.publishedUsed);
     this.#untold += this.#staged;
     this.#staged = 0;
+    if (this.#resubmitted === 0 || this.#resubmitted < this.#resubmit.length) return;
+    this.#resubmit = [];
+    this.#resubmitted = 0;
   }
 
   disableKicks(): void {
     if (this.runnable) this.#queue?.disableKicks();
   }
 
-  /** Before sleeping: returns true when work came meanwhile. */
+  /** Before sleeping: returns true when work came meanwhile. Buffers are asked for when there are too few of them. */
   enableKicks(): boolean {
-    return this.runnable && (this.#queue as SplitQueue).enableKicks();
+    if (!this.runnable) return false;
+    const queue = this.#queue as SplitQueue;
+    if (!this.#traits.offersBuffers) return queue.enableKicks();
+    return this.short && queue.enableKicks(queue.seenAvail);
   }
 
   /** Takes no more requests and waits for those in flight. */
   async #drain(): Promise<void> {
     // Requests of an earlier life of the daemon are finished too: the driver is not asked for them again.
     this.#finishing = true;
-    while (this.#resubmit.length > 0 && this.runnable) {
+    while (!this.#traits.offersBuffers && this.#resubmitted < this.#resubmit.length && this.runnable) {
       this.host.wake();
       await new Promise((resolve) => setImmediate(resolve));
     }
@@ -299,9 +346,13 @@ export class Vring {
   /** GET_VRING_BASE: drains the ring and leaves service. Returns the next available index. */
   async stop(): Promise<number> {
     await this.displace();
-    this.#started = false;
     this.#resubmit = [];
+    this.#resubmitted = 0;
     this.#closeKick();
+    if (this.#started) {
+      this.#started = false;
+      this.host.attachment.ringChanged(this);
+    }
     return this.base;
   }
 

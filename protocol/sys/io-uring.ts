@@ -22,6 +22,8 @@ export const IORING_OP_READ = 22;
 export const IORING_OP_WRITE = 23;
 export const IORING_FSYNC_DATASYNC = 1;
 export const RWF_DSYNC = 2;
+/** Fail with EAGAIN instead of waiting. */
+export const RWF_NOWAIT = 8;
 
 const SYS_io_uring_setup = 425;
 const SYS_io_uring_enter = 426;
@@ -38,6 +40,7 @@ const IORING_ENTER_GETEVENTS = 1;
 const IORING_SQ_CQ_OVERFLOW = 2;
 const IORING_SQ_TASKRUN = 4;
 const IORING_REGISTER_FILES = 2;
+const IORING_REGISTER_FILES_UPDATE = 6;
 const IOSQE_FIXED_FILE = 1;
 const PROT_READ_WRITE = 3;
 const MAP_SHARED_POPULATE = 0x8001;
@@ -175,6 +178,21 @@ export class IoUring {
     });
     const result = libc.syscall(SYS_io_uring_register, this.fd, IORING_REGISTER_FILES, table.address, fds.length, 0, 0);
     if (result === -1) throw new SysError('io_uring_register', lastErrno(), 'files');
+  }
+
+  /**
+   * Puts another descriptor in the place of a registered one. No request on it is in flight.
+   * @throws SysError - the kernel refused
+   */
+  replaceFile(index: number, fd: number): void {
+    // io_uring_files_update: offset u32, reserved u32, pointer to the descriptors u64; the descriptor follows.
+    params.data.setUint32(0, index, true);
+    params.data.setUint32(4, 0, true);
+    params.setU64(8, params.address + 16);
+    params.data.setInt32(16, fd, true);
+    const op = IORING_REGISTER_FILES_UPDATE;
+    const result = libc.syscall(SYS_io_uring_register, this.fd, op, params.address, 1, 0, 0);
+    if (result === -1) throw new SysError('io_uring_register', lastErrno(), 'file update');
   }
 
   /**

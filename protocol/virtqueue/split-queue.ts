@@ -145,6 +145,23 @@ export class SplitQueue {
     chain.walk(head, this.#descriptors, this.size, this.#indirect);
   }
 
+  /** Gives the head that was taken last back to the ring, as if it had not been taken. Not for heads of `take`. */
+  untake(head: number): void {
+    this.nextAvail = (this.nextAvail - 1) & 0xffff;
+    this.release(head);
+  }
+
+  /** Forgets that a head is in flight, without an entry in the used ring. */
+  release(head: number): void {
+    this.#taken[head] = 0;
+    this.inFlight -= 1;
+  }
+
+  /** The available index up to which heads were seen by `pop`. */
+  get seenAvail(): number {
+    return this.#availSeen;
+  }
+
   /** Heads that the driver made available and nobody took. */
   get backlog(): number {
     return (Atomics.load(this.#avail, 1) - this.nextAvail) & 0xffff;
@@ -187,10 +204,13 @@ export class SplitQueue {
     if (!this.#eventIdx) Atomics.store(this.#used16, 0, VIRTQ_USED_F_NO_NOTIFY);
   }
 
-  /** Asks for a kick with the next head. Returns true when heads came meanwhile: take them instead of sleeping. */
-  enableKicks(): boolean {
-    if (this.#eventIdx) Atomics.store(this.#used16, this.#availEventAt, this.nextAvail);
+  /**
+   * Asks for a kick with the head after the available index `known`. Returns true when it is there already: look instead of
+   * sleeping.
+   */
+  enableKicks(known: number = this.nextAvail): boolean {
+    if (this.#eventIdx) Atomics.store(this.#used16, this.#availEventAt, known);
     else Atomics.store(this.#used16, 0, 0);
-    return Atomics.load(this.#avail, 1) !== this.nextAvail;
+    return Atomics.load(this.#avail, 1) !== known;
   }
 }

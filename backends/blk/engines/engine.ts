@@ -22,10 +22,7 @@ export interface Engine {
   /** `poll` must be called again soon although nothing becomes readable. */
   readonly mustPoll: boolean;
 
-  /** Readable when operations ended; undefined when `onCompletion` is called instead. */
-  readonly completionFd: number | undefined;
-
-  /** Called when operations ended outside `poll`. */
+  /** Called when operations ended, or can be seen to have ended by `poll`. */
   onCompletion: () => void;
 
   /** Nothing is in flight. */

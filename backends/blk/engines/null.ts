@@ -5,7 +5,6 @@ import type { Complete, Engine } from './engine.ts';
 
 export class NullEngine implements Engine {
   readonly name = 'null';
-  readonly completionFd = undefined;
   onCompletion: () => void = () => undefined;
   readonly #complete: Complete;
   #ended: BlkRequest[] = [];

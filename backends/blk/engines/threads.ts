@@ -15,7 +15,6 @@ const MAX_CALLS = 64;
 
 export class ThreadsEngine implements Engine {
   readonly name = 'threads';
-  readonly completionFd = undefined;
   readonly mustPoll = false;
   onCompletion: () => void = () => undefined;
   readonly #complete: Complete;

@@ -20,6 +20,7 @@ import {
   IoUring,
 } from '../../../protocol/sys/io-uring.ts';
 import { allocatePinned } from '../../../protocol/sys/pinned.ts';
+import { type Watch, watchReadable } from '../../../protocol/sys/readiness.ts';
 import { discardLater, pwriteNow, pwritevNow } from '../../../protocol/sys/storage.ts';
 import { MAX_REQUESTS } from '../limits.ts';
 import { type BlkRequest, IO_ALLOCATE, IO_DISCARD, IO_READ, IO_SYNC, IO_WRITE } from '../request.ts';
@@ -49,6 +50,7 @@ export class UringEngine implements Engine {
   readonly #ring: IoUring;
   /** For operations that a busy-polled ring cannot do; the same ring without --iopoll. */
   readonly #plainRing: IoUring;
+  readonly #watch: Watch;
   readonly #files: readonly [number, number];
   readonly #direct: boolean;
   readonly #iopoll: boolean;
@@ -68,6 +70,7 @@ export class UringEngine implements Engine {
     const sizes = { entries: MAX_REQUESTS, completionEntries: 2 * MAX_REQUESTS };
     this.#plainRing = new IoUring(sizes);
     this.#plainRing.registerFiles(options.files);
+    this.#watch = watchReadable(this.#plainRing.fd, () => this.onCompletion());
     this.#ring = options.iopoll ? new IoUring({ ...sizes, iopoll: true }) : this.#plainRing;
     if (!options.iopoll) return;
     this.#ring.registerFiles(options.files);
@@ -84,10 +87,6 @@ export class UringEngine implements Engine {
     this.#ring.endReap();
     if (this.#ring.completedResult < 0)
       throw new SysError('read', -this.#ring.completedResult, 'with IORING_SETUP_IOPOLL');
-  }
-
-  get completionFd(): number {
-    return this.#plainRing.fd;
   }
 
   get mustPoll(): boolean {
@@ -197,6 +196,7 @@ export class UringEngine implements Engine {
   }
 
   close(): void {
+    this.#watch.close();
     if (this.#iopoll) this.#ring.close();
     this.#plainRing.close();
   }

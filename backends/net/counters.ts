@@ -1,0 +1,42 @@
+/** What happened to packets, for the log and for tests. */
+
+import { errnoName, errnoText } from '../../protocol/sys/errors.ts';
+import type { Logger } from '../core/logging.ts';
+
+/** Kinds of host errors that get a line in the log; the rest is only counted. */
+const MAX_LOGGED_ERRORS = 8;
+
+export class Counters {
+  transmitted = 0;
+  received = 0;
+  /** Packets of the driver that are too short, too long or not where it says. */
+  malformed = 0;
+  /** Sent on a disabled ring, or while there was no link. */
+  discarded = 0;
+  /** The driver's buffers were too small. */
+  oversized = 0;
+  readonly #log: Logger;
+  readonly #errors = new Map<number, number>();
+
+  constructor(log: Logger) {
+    this.#log = log;
+  }
+
+  /** The host did not take a packet of the driver, which is dropped. */
+  noteError(errno: number): void {
+    const before = this.#errors.get(errno) ?? 0;
+    this.#errors.set(errno, before + 1);
+    if (before > 0 || this.#errors.size > MAX_LOGGED_ERRORS) return;
+    this.#log.warn(
+      `the TAP refused a packet: ${errnoText(errno)} (${errnoName(errno)}); further ones are only counted`,
+    );
+  }
+
+  /** Everything that is not 0, by name. */
+  summary(): Record<string, number> {
+    const { transmitted, received, malformed, discarded, oversized } = this;
+    const all = { transmitted, received, malformed, discarded, oversized };
+    const errors = [...this.#errors].map(([errno, count]) => [errnoName(errno), count]);
+    return Object.fromEntries([...Object.entries(all), ...errors].filter(([, count]) => count !== 0));
+  }
+}

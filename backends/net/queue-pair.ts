@@ -1,0 +1,72 @@
+/** A receive and a transmit queue with their queue of the TAP. */
+
+import { type Watch, watchReadable } from '../../protocol/sys/readiness.ts';
+import type { Vring } from '../core/vring.ts';
+import type { Counters } from './counters.ts';
+import { type Packet, TRANSMIT } from './packet.ts';
+import { Receiver } from './receive.ts';
+import { Transmitter } from './transmit.ts';
+
+export class QueuePair {
+  readonly index: number;
+  readonly receiver: Receiver;
+  readonly transmitter: Transmitter;
+  /** Called when the TAP has packets, once after each `arm`. */
+  onReadable: () => void = () => undefined;
+  /** The TAP puts packets into this queue. */
+  attached = true;
+  /** The receive ring while it is started and enabled. */
+  receiveRing: Vring | undefined;
+  /** The queue's descriptor; undefined while there is no TAP. Not owned. */
+  fd: number | undefined;
+  #watch: Watch | undefined;
+  #armed = false;
+
+  constructor(index: number, transmit: readonly Packet[], receive: readonly Packet[], counters: Counters) {
+    this.index = index;
+    this.transmitter = new Transmitter(transmit, counters);
+    this.receiver = new Receiver(receive, counters);
+  }
+
+  /** Takes another descriptor; called before the old one is closed. */
+  setQueue(fd: number | undefined): void {
+    this.#watch?.close();
+    this.#watch = undefined;
+    this.#armed = false;
+    this.fd = fd;
+    if (fd === undefined) return;
+    this.#watch = watchReadable(fd, () => {
+      this.#disarm();
+      this.onReadable();
+    });
+    this.#watch.pause();
+  }
+
+  /** Asks to be told of packets, if the receive ring has buffers for them. */
+  arm(): void {
+    const ring = this.receiveRing;
+    if (this.#armed || !this.attached || ring === undefined || !ring.runnable || ring.short) return;
+    this.#armed = true;
+    this.#watch?.resume();
+  }
+
+  #disarm(): void {
+    this.#armed = false;
+    this.#watch?.pause();
+  }
+
+  complete(packet: Packet): void {
+    if (packet.direction === TRANSMIT) this.transmitter.complete(packet);
+    else this.receiver.complete();
+    this.#transmitted += packet.direction === TRANSMIT ? 1 : 0;
+  }
+
+  /** Ends a pass. Returns how many packets went through. */
+  finish(): number {
+    const sent = this.#transmitted;
+    this.#transmitted = 0;
+    return sent + this.receiver.finish();
+  }
+
+  #transmitted = 0;
+}
