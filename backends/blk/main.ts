@@ -2,19 +2,15 @@
 
 /** The vhost-user-blk program. */
 
-import { Daemon } from '../core/daemon.ts';
-import { createLogger } from '../core/logging.ts';
-import { toUsageError, UsageError } from '../core/options.ts';
-import { explainFailure, serve } from '../core/program.ts';
-import { VERSION } from '../core/version.ts';
+import type { Device } from '../core/device.ts';
+import type { Logger } from '../core/logging.ts';
+import { UsageError } from '../core/options.ts';
+import { runProgram } from '../core/program.ts';
 import { BlkDevice } from './device.ts';
 import { openDisk } from './disk.ts';
 import { type BlkOptions, parseBlkOptions } from './options.ts';
 
-const CAPABILITIES = { type: 'block', features: ['read-only', 'blk-file'] };
-
-async function run(options: BlkOptions): Promise<void> {
-  const log = await createLogger('vhost-user-blk', options);
+async function open(options: BlkOptions, log: Logger): Promise<Device> {
   const { blkFile: path, readOnly, direct } = options;
   const disk = await openDisk({ path, readOnly, direct }, log);
   if (options.blkSize !== 0 && options.blkSize < disk.logicalBlock) {
@@ -24,34 +20,22 @@ async function run(options: BlkOptions): Promise<void> {
   const device = new BlkDevice(disk, { ...options, blockSize }, log);
   const mode = `${device.capacityBytes} bytes${disk.readOnly ? ', read-only' : ''}${direct ? ', direct' : ''}`;
   log.info({ file: path, engine: device.engineName }, `serving ${path} (${mode}) by ${device.engineName}`);
-  const daemon = new Daemon(device, options, log);
-  await serve(daemon, device, log, ({ stop, reload }) => {
-    process.on('SIGTERM', stop);
-    process.on('SIGINT', stop);
-    process.on('SIGHUP', reload);
-  });
+  return device;
 }
 
-process.title = 'vhost-user-blk';
-try {
-  const argv = process.argv.slice(2);
-  if (argv.includes('--print-capabilities')) {
-    process.stdout.write(`${JSON.stringify(CAPABILITIES)}\n`);
-  } else {
-    let options: BlkOptions | undefined;
-    try {
-      options = parseBlkOptions(argv, VERSION);
-    } catch (error) {
-      const usage = toUsageError(error);
-      if (usage !== undefined) throw usage;
-    }
-    if (options !== undefined) {
-      await run(options);
-      process.exit(0);
-    }
-  }
-} catch (error) {
-  const { message, status } = explainFailure(error);
-  process.stderr.write(`vhost-user-blk: ${message}\n`);
-  process.exit(status);
-}
+const PROGRAM = {
+  name: 'vhost-user-blk',
+  capabilities: { type: 'block', features: ['read-only', 'blk-file'] },
+  parse: parseBlkOptions,
+  open,
+};
+
+process.title = PROGRAM.name;
+const { output, complaint, status } = await runProgram(PROGRAM, process.argv.slice(2), ({ stop, reload }) => {
+  process.on('SIGTERM', stop);
+  process.on('SIGINT', stop);
+  process.on('SIGHUP', reload);
+});
+process.stdout.write(output);
+process.stderr.write(complaint);
+process.exit(status);

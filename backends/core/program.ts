@@ -1,16 +1,28 @@
-/** What the main.ts of every daemon does around its device: signals, exit statuses, one sentence for each failure. */
+/** What the main.ts of every daemon does around its device: options, signals, exit statuses, one sentence for each failure. */
 
 import { SysError } from '../../protocol/sys/errors.ts';
-import type { Daemon } from './daemon.ts';
+import { Daemon } from './daemon.ts';
 import type { Device } from './device.ts';
-import type { Logger } from './logging.ts';
-import { UsageError } from './options.ts';
+import { createLogger, type Logger } from './logging.ts';
+import { type CoreOptions, toUsageError, UsageError } from './options.ts';
+import { VERSION } from './version.ts';
 
-/** The sentence and exit status for an error that ends the program: 2 usage, 1 the host; others are our mistakes. */
-export function explainFailure(error: unknown): { message: string; status: number } {
-  if (error instanceof UsageError) return { message: error.message, status: 2 };
-  if (error instanceof SysError) return { message: error.message, status: 1 };
-  throw error;
+/** A daemon as a program. */
+export interface Program<Options extends CoreOptions> {
+  readonly name: string;
+  /** What --print-capabilities says, see vhost-user, Backend program conventions. */
+  readonly capabilities: { readonly type: string; readonly features: readonly string[] };
+  /** Parses the command line without the program's name. @throws UsageError, CommanderError */
+  parse(argv: readonly string[], version: string): Options;
+  /** Takes hold of what the device needs, and says so in the log. @throws UsageError, SysError */
+  open(options: Options, log: Logger): Promise<Device>;
+}
+
+/** How a program ended: what is left to be printed, and its exit status (2 usage, 1 the host). */
+export interface Outcome {
+  readonly output: string;
+  readonly complaint: string;
+  readonly status: number;
 }
 
 /** The hooks a main.ts installs for signals. */
@@ -21,16 +33,43 @@ export interface SignalHandlers {
   readonly reload: () => void;
 }
 
-/**
- * Runs the daemon to its end; `install` attaches the handlers. The device is closed only when nothing of it is in flight:
- * otherwise its locks must last until the kernel is done.
- */
-export async function serve(
-  daemon: Daemon,
-  device: Device,
-  log: Logger,
-  install: (handlers: SignalHandlers) => void,
-): Promise<void> {
+type Install = (handlers: SignalHandlers) => void;
+
+/** Runs a daemon from its command line to its end; `install` attaches the signal handlers. Other errors are our mistakes. */
+export async function runProgram<O extends CoreOptions>(
+  program: Program<O>,
+  argv: readonly string[],
+  install: Install,
+): Promise<Outcome> {
+  const quiet: Outcome = { output: '', complaint: '', status: 0 };
+  if (argv.includes('--print-capabilities')) return { ...quiet, output: `${JSON.stringify(program.capabilities)}\n` };
+  try {
+    const options = parseOptions(program, argv);
+    if (options !== undefined) await serve(program, options, install);
+    return quiet;
+  } catch (error) {
+    if (!(error instanceof UsageError) && !(error instanceof SysError)) throw error;
+    const status = error instanceof UsageError ? 2 : 1;
+    return { ...quiet, complaint: `${program.name}: ${error.message}\n`, status };
+  }
+}
+
+/** The options; undefined when only help or the version was asked for. */
+function parseOptions<O extends CoreOptions>(program: Program<O>, argv: readonly string[]): O | undefined {
+  try {
+    return program.parse(argv, VERSION);
+  } catch (error) {
+    const usage = toUsageError(error);
+    if (usage !== undefined) throw usage;
+    return undefined;
+  }
+}
+
+/** The device is closed only when nothing of it is in flight: otherwise its locks must last until the kernel is done. */
+async function serve<O extends CoreOptions>(program: Program<O>, options: O, install: Install): Promise<void> {
+  const log = await createLogger(program.name, options);
+  const device = await program.open(options, log);
+  const daemon = new Daemon(device, options, log);
   const reload = (): void => {
     try {
       device.reload();

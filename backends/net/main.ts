@@ -2,20 +2,16 @@
 
 /** The vhost-user-net program. */
 
-import { Daemon } from '../core/daemon.ts';
-import { createLogger } from '../core/logging.ts';
-import { toUsageError } from '../core/options.ts';
-import { explainFailure, serve } from '../core/program.ts';
-import { VERSION } from '../core/version.ts';
+import type { Device } from '../core/device.ts';
+import type { Logger } from '../core/logging.ts';
+import { runProgram } from '../core/program.ts';
 import { NetDevice } from './device.ts';
 import { type NetOptions, parseNetOptions } from './options.ts';
 import { Tap } from './tap.ts';
 
-const CAPABILITIES = { type: 'net', features: [] };
 const DEFAULT_MTU = 1500;
 
-async function run(options: NetOptions): Promise<void> {
-  const log = await createLogger('vhost-user-net', options);
+async function open(options: NetOptions, log: Logger): Promise<Device> {
   const tap = options.null === true ? undefined : new Tap(options, log);
   const profile = {
     mac: options.mac,
@@ -28,34 +24,22 @@ async function run(options: NetOptions): Promise<void> {
   const device = new NetDevice(tap, profile, log);
   const where = tap === undefined ? 'nothing' : `${tap.name} (MTU ${tap.mtu}, link ${tap.running ? 'up' : 'down'})`;
   log.info({ tap: tap?.name, engine: device.engineName }, `serving ${where} by ${device.engineName}`);
-  const daemon = new Daemon(device, options, log);
-  await serve(daemon, device, log, ({ stop, reload }) => {
-    process.on('SIGTERM', stop);
-    process.on('SIGINT', stop);
-    process.on('SIGHUP', reload);
-  });
+  return device;
 }
 
-process.title = 'vhost-user-net';
-try {
-  const argv = process.argv.slice(2);
-  if (argv.includes('--print-capabilities')) {
-    process.stdout.write(`${JSON.stringify(CAPABILITIES)}\n`);
-  } else {
-    let options: NetOptions | undefined;
-    try {
-      options = parseNetOptions(argv, VERSION);
-    } catch (error) {
-      const usage = toUsageError(error);
-      if (usage !== undefined) throw usage;
-    }
-    if (options !== undefined) {
-      await run(options);
-      process.exit(0);
-    }
-  }
-} catch (error) {
-  const { message, status } = explainFailure(error);
-  process.stderr.write(`vhost-user-net: ${message}\n`);
-  process.exit(status);
-}
+const PROGRAM = {
+  name: 'vhost-user-net',
+  capabilities: { type: 'net', features: [] },
+  parse: parseNetOptions,
+  open,
+};
+
+process.title = PROGRAM.name;
+const { output, complaint, status } = await runProgram(PROGRAM, process.argv.slice(2), ({ stop, reload }) => {
+  process.on('SIGTERM', stop);
+  process.on('SIGINT', stop);
+  process.on('SIGHUP', reload);
+});
+process.stdout.write(output);
+process.stderr.write(complaint);
+process.exit(status);
