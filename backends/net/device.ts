@@ -114,10 +114,13 @@ export class NetDevice implements Device {
   /** Takes chains of a transmit or receive ring. Returns how many were finished or submitted for transmission. */
   processQueue(vring: Vring, budget: number, attachment: NetAttachment): number {
     const pair = this.pairs[vring.index >> 1] as QueuePair;
-    if (!pair.attached && vring.enabled && pair.index < attachment.activePairs && vring.backlog > 0) this.#use(pair);
+    const mayUse = pair.attached || (vring.enabled && pair.index < attachment.activePairs);
+    if (!pair.attached && mayUse && vring.backlog > 0) this.#use(pair);
     if ((vring.index & 1) === 1) {
       return pair.transmitter.run(vring, budget, attachment.format.headerBytes, this.#engineWithLink);
     }
+    // A driver that brings the first buffers to a pair begins to use it.
+    vring.short = mayUse && !pair.attached && vring.backlog === 0;
     if (this.tap?.isOpen === true && pair.attached) pair.receiver.run(vring, budget, attachment.format, this.#engine);
     return 0;
   }
@@ -153,8 +156,7 @@ export class NetDevice implements Device {
     this.#offloads = offloads;
     this.#headerBytes = headerBytes;
     for (const pair of this.pairs) pair.receiver.reset();
-    if (this.tap?.isOpen !== true) return;
-    this.#configureQueues(this.tap);
+    if (this.tap === undefined || !this.#configureQueues(this.tap)) return;
     // What waits in the TAP was meant for a driver that takes more.
     if (lacks) for (const fd of this.tap.fds) this.#purge(fd);
   }
@@ -164,10 +166,27 @@ export class NetDevice implements Device {
     return this.#owner === attachment;
   }
 
-  #configureQueues(tap: Tap): void {
-    for (const fd of tap.fds) setVnetHeaderBytes(fd, this.#headerBytes);
-    if (!setOffloads(tap.fds[0] as number, this.#offloads)) {
+  /** False when there is no TAP. */
+  #configureQueues(tap: Tap): boolean {
+    const { fds } = tap;
+    if (fds.length === 0) return false;
+    return this.#attempt(() => {
+      for (const fd of fds) setVnetHeaderBytes(fd, this.#headerBytes);
+      if (setOffloads(fds[0] as number, this.#offloads)) return;
       this.#log.warn(`${tap.name} does not take the offloads 0x${this.#offloads.toString(16)}`);
+    });
+  }
+
+  /** Does something to the TAP, which may be deleted under our hands. False when that failed. */
+  #attempt(act: () => void): boolean {
+    try {
+      act();
+      return true;
+    } catch (error) {
+      if (!(error instanceof SysError)) throw error;
+      if (error.errno === EBADFD) this.tap?.check();
+      else this.#log.error(error.message);
+      return false;
     }
   }
 
@@ -182,23 +201,23 @@ export class NetDevice implements Device {
     tap.fds.forEach((fd, i) => {
       const pair = this.pairs[i] as QueuePair;
       pair.setQueue(fd);
-      pair.attached = i === 0;
-      if (i > 0) setQueueAttached(fd, false);
+      pair.attached = true;
+      this.#unuse(pair);
     });
   }
 
   /** The driver uses this pair: the TAP may put packets there. */
   #use(pair: QueuePair): void {
-    if (pair.fd === undefined) return;
-    setQueueAttached(pair.fd, true);
-    pair.attached = true;
+    const { fd } = pair;
+    if (fd !== undefined) pair.attached = this.#attempt(() => setQueueAttached(fd, true));
   }
 
   /** The driver does not use this pair: packets go to others. The first one keeps the carrier up. */
   #unuse(pair: QueuePair): void {
-    if (pair.index === 0 || !pair.attached || pair.fd === undefined) return;
-    setQueueAttached(pair.fd, false);
+    const { fd } = pair;
+    if (pair.index === 0 || !pair.attached || fd === undefined) return;
     pair.attached = false;
+    this.#attempt(() => setQueueAttached(fd, false));
   }
 
   /** The driver uses the first `count` pairs from now on. */

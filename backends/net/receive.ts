@@ -74,7 +74,6 @@ export class Receiver {
   /** Submits reads into the next chains of the ring. */
   run(vring: Vring, budget: number, format: ReceiveFormat, engine: Engine): void {
     if (this.#outstanding > 0) return;
-    vring.short = false;
     this.#vring = vring;
     this.#format = format;
     if (this.#waiting.length > 0) this.#deliverWaiting();

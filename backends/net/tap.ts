@@ -76,7 +76,8 @@ export class Tap {
 
   readonly #options: TapOptions;
   readonly #log: Logger;
-  readonly #watch: InterfaceWatch;
+  /** Undefined when the interface is in another network namespace: it is taken for up then. */
+  readonly #watch: InterfaceWatch | undefined;
   #queues: OwnedFd[];
   #lastComplaint = '';
 
@@ -90,7 +91,14 @@ export class Tap {
     const first = (queues[0] as OwnedFd).fd;
     this.uso = setOffloads(first, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_USO4 | TUN_F_USO6);
     setOffloads(first, 0);
-    this.#note(interfaceState(name));
+    const state = interfaceState(name);
+    if (state === undefined) {
+      log.warn(`${name} is not in this network namespace: its link state and MTU are not followed`);
+      this.running = true;
+      this.mtu = options.mtu ?? this.mtu;
+      return;
+    }
+    this.#note(state);
     this.#watch = new InterfaceWatch(() => this.check());
   }
 
@@ -153,7 +161,7 @@ export class Tap {
     if (ip !== undefined) this.#demand('--ip', () => setInterfaceIpv4(name, ip.bytes, ip.prefix));
     if (ip6 !== undefined) this.#demand('--ip6', () => addInterfaceIpv6(name, ip6.bytes, ip6.prefix));
     if (bridge !== undefined) this.#demand(`--bridge=${bridge}`, () => this.#join(bridge, name));
-    if (interfaceState(name)?.up === true) return;
+    if (interfaceState(name)?.up !== false) return;
     try {
       setInterfaceUp(name);
     } catch (error) {
@@ -193,6 +201,7 @@ export class Tap {
 
   /** Looks at the interface: something may have changed. */
   check(): void {
+    if (this.#watch === undefined) return;
     const wasRunning = this.running;
     if (this.isOpen && !this.#isAttached()) this.#lose();
     if (!this.isOpen) this.#reopen(false);
@@ -245,7 +254,7 @@ export class Tap {
   }
 
   close(): void {
-    this.#watch.close();
+    this.#watch?.close();
     for (const queue of this.#queues) queue.close();
     this.#queues = [];
   }
