@@ -6,7 +6,6 @@
 import type { GuestMemory } from '../../protocol/memory/guest-memory.ts';
 import type { DescriptorChain } from '../../protocol/virtqueue/chain.ts';
 import type { Vring } from '../core/vring.ts';
-import { MAX_BUFFERS } from './limits.ts';
 
 export class BufferRun {
   chains = 0;
@@ -14,13 +13,24 @@ export class BufferRun {
   /** Bytes that all chains hold. */
   bytes = 0;
   /** Host address, guest address and length in bytes of each segment. */
-  readonly address = new Float64Array(MAX_BUFFERS);
-  readonly guest = new Float64Array(MAX_BUFFERS);
-  readonly length = new Uint32Array(MAX_BUFFERS);
-  readonly #head = new Uint16Array(MAX_BUFFERS);
-  readonly #capacity = new Float64Array(MAX_BUFFERS);
+  readonly address: Float64Array;
+  readonly guest: Float64Array;
+  readonly length: Uint32Array;
+  readonly #limit: number;
+  readonly #head: Uint16Array;
+  readonly #capacity: Float64Array;
   /** Chains that were pushed to the driver. */
   #pushed = 0;
+
+  /** @param limit segments, and chains, that it can hold */
+  constructor(limit: number) {
+    this.#limit = limit;
+    this.address = new Float64Array(limit);
+    this.guest = new Float64Array(limit);
+    this.length = new Uint32Array(limit);
+    this.#head = new Uint16Array(limit);
+    this.#capacity = new Float64Array(limit);
+  }
 
   clear(): void {
     this.chains = 0;
@@ -31,7 +41,7 @@ export class BufferRun {
 
   /** No further chain may be added. */
   get isFull(): boolean {
-    return this.segments === MAX_BUFFERS;
+    return this.segments === this.#limit;
   }
 
   get firstChainBytes(): number {
@@ -40,7 +50,7 @@ export class BufferRun {
 
   /** Adds a chain of device-writable segments; as many of them as there is room for. */
   add(chain: DescriptorChain): void {
-    const count = Math.min(chain.segments, MAX_BUFFERS - this.segments);
+    const count = Math.min(chain.segments, this.#limit - this.segments);
     let bytes = 0;
     for (let i = 0; i < count; i += 1) {
       const at = this.segments + i;

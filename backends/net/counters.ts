@@ -22,14 +22,12 @@ export class Counters {
     this.#log = log;
   }
 
-  /** The host did not take a packet of the driver, which is dropped. */
+  /** A packet was lost because a call of the kernel failed. */
   noteError(errno: number): void {
     const before = this.#errors.get(errno) ?? 0;
     this.#errors.set(errno, before + 1);
     if (before > 0 || this.#errors.size > MAX_LOGGED_ERRORS) return;
-    this.#log.warn(
-      `the TAP refused a packet: ${errnoText(errno)} (${errnoName(errno)}); further ones are only counted`,
-    );
+    this.#log.warn(`a packet was lost: ${errnoText(errno)} (${errnoName(errno)}); further ones are only counted`);
   }
 
   /** Everything that is not 0, by name. */

@@ -111,7 +111,7 @@ export class NetDevice implements Device {
     return this.tap === undefined || this.tap.running ? this.#engine : undefined;
   }
 
-  /** Takes chains of a transmit or receive ring. Returns how many were finished or submitted for transmission. */
+  /** Takes chains of a transmit or receive ring. Returns how many were given back or submitted for transmission. */
   processQueue(vring: Vring, budget: number, attachment: NetAttachment): number {
     const pair = this.pairs[vring.index >> 1] as QueuePair;
     const mayUse = pair.attached || (vring.enabled && pair.index < attachment.activePairs);
@@ -121,8 +121,8 @@ export class NetDevice implements Device {
     }
     // A driver that brings the first buffers to a pair begins to use it.
     vring.short = mayUse && !pair.attached && vring.backlog === 0;
-    if (this.tap?.isOpen === true && pair.attached) pair.receiver.run(vring, budget, attachment.format, this.#engine);
-    return 0;
+    if (this.tap?.isOpen !== true || !pair.attached) return 0;
+    return pair.receiver.run(vring, budget, attachment.format, this.#engine);
   }
 
   poll(): number {

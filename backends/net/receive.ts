@@ -19,12 +19,22 @@ import type { Vring } from '../core/vring.ts';
 import { BufferRun } from './buffer-run.ts';
 import type { Counters } from './counters.ts';
 import type { Engine } from './engines/engine.ts';
-import { LOT } from './limits.ts';
+import { LOT, MAX_BUFFERS } from './limits.ts';
 import type { Packet } from './packet.ts';
 
 const SPILL_BYTES = VIRTIO_NET_HDR_BYTES + VIRTIO_NET_MAX_PACKET_BYTES;
 /** Packets that would have fitted one chain, after which the reads are narrow again. */
 const SMALL_RUN = 8;
+
+/** Segments of the chains that a packet is copied into: small mergeable buffers, many of them. */
+const MAX_COPY_SEGMENTS = 1024;
+
+// What taking one more chain came to.
+const TAKEN = 0;
+/** The ring is empty. */
+const NONE = 1;
+/** The next chain is no buffer, and it is not its turn to go back. */
+const BLOCKED = 2;
 
 /** What a driver negotiated, as far as receiving goes. */
 export interface ReceiveFormat {
@@ -57,11 +67,17 @@ export class Receiver {
   #lot = 1;
   /** Reads whose packets wait in `spill` for buffers, oldest first, and their lengths. */
   #waiting: { read: Read; length: number }[] = [];
-  readonly #copyRun = new BufferRun();
+  readonly #copyRun = new BufferRun(MAX_COPY_SEGMENTS);
+  /** Chains that were given back unused in this pass: bounded, or a driver could keep us busy with them. */
+  #refused = 0;
 
   constructor(packets: readonly Packet[], counters: Counters) {
     this.#counters = counters;
-    this.#reads = packets.map((packet) => ({ packet, run: new BufferRun(), spill: allocatePinned(SPILL_BYTES) }));
+    this.#reads = packets.map((packet) => ({
+      packet,
+      run: new BufferRun(MAX_BUFFERS),
+      spill: allocatePinned(SPILL_BYTES),
+    }));
   }
 
   /** Forgets packets that wait, and what was learned of their sizes. */
@@ -71,51 +87,62 @@ export class Receiver {
     this.#lot = 1;
   }
 
-  /** Submits reads into the next chains of the ring. */
-  run(vring: Vring, budget: number, format: ReceiveFormat, engine: Engine): void {
-    if (this.#outstanding > 0) return;
+  /** Submits reads into the next chains of the ring. Returns how many chains went back because they were no buffers. */
+  run(vring: Vring, budget: number, format: ReceiveFormat, engine: Engine): number {
+    if (this.#outstanding > 0) return 0;
+    this.#refused = 0;
     this.#vring = vring;
     this.#format = format;
     if (this.#waiting.length > 0) this.#deliverWaiting();
-    if (this.#waiting.length > 0) return;
+    if (this.#waiting.length > 0) return this.#refused;
     const lot = this.#wide ? 1 : Math.min(this.#lot, budget, LOT);
     let count = 0;
+    let took = TAKEN;
     while (count < lot) {
-      const read = this.#reads[count] as Read;
-      if (!this.#takeBuffers(read, vring, format, count === 0)) break;
+      took = this.#takeBuffers(this.#reads[count] as Read, vring, format, count === 0);
+      if (took !== TAKEN) break;
       count += 1;
     }
-    vring.short = count === 0;
+    vring.short = count === 0 && took === NONE;
     this.#count = count;
     this.#outstanding = count;
     for (let i = 0; i < count; i += 1) engine.submit((this.#reads[i] as Read).packet);
+    return this.#refused;
   }
 
-  /** Chains for one read. False when there are none, or a chain is in the way that is no buffer. */
-  #takeBuffers({ packet, run, spill }: Read, vring: Vring, format: ReceiveFormat, first: boolean): boolean {
+  /** Takes the chains of one read and lays its buffers out. TAKEN when there is at least one. */
+  #takeBuffers({ packet, run, spill }: Read, vring: Vring, format: ReceiveFormat, first: boolean): number {
     run.clear();
     packet.clear();
     const wanted = this.#wide ? format.maxBytes : 1;
-    while (run.bytes < wanted && !run.isFull) {
-      if (!vring.pop()) break;
-      if (this.#isBuffer(vring, format)) {
-        run.add(vring.chain);
-        continue;
-      }
-      // It goes back when all chains before it are filled, which is the case only for the very first.
-      if (!first || run.chains > 0) {
-        vring.unpop(vring.chain.head);
-        break;
-      }
-      this.#refuse(vring);
-    }
-    if (run.chains === 0) return false;
+    let took = TAKEN;
+    while (took === TAKEN && run.bytes < wanted && !run.isFull) took = this.#take(run, vring, format, first);
+    if (run.chains === 0) return took;
     for (let i = 0; i < run.segments; i += 1) packet.append(run.address[i] as number, run.length[i] as number);
     // The start is left free for what the chains hold, should the packet have to be put together.
     const rest = Math.min(SPILL_BYTES, format.maxBytes) - run.bytes;
     if (rest > 0) packet.append(spill.address + run.bytes, rest);
     packet.vring = vring;
-    return true;
+    return TAKEN;
+  }
+
+  /**
+   * Adds the next chain of the ring to the run. One that is no buffer goes back when all chains before it are filled, which
+   * can only be said of the very first of a pass.
+   */
+  #take(run: BufferRun, vring: Vring, format: ReceiveFormat, first: boolean): number {
+    for (;;) {
+      if (!vring.pop()) return NONE;
+      if (this.#isBuffer(vring, format)) {
+        run.add(vring.chain);
+        return TAKEN;
+      }
+      if (!first || run.chains > 0 || this.#refused >= LOT) {
+        vring.unpop(vring.chain.head);
+        return BLOCKED;
+      }
+      this.#refuse(vring);
+    }
   }
 
   #isBuffer({ chain }: Vring, format: ReceiveFormat): boolean {
@@ -128,6 +155,7 @@ export class Receiver {
     if (chain.fault !== NO_FAULT) vring.noteChainFault(chain.fault);
     else this.#counters.malformed += 1;
     vring.push(chain.head, 0);
+    this.#refused += 1;
   }
 
   /** A read ended. */
@@ -214,29 +242,21 @@ export class Receiver {
     const format = this.#format as ReceiveFormat;
     const run = this.#copyRun;
     run.clear();
-    while (run.bytes < bytes.length) {
+    let took = TAKEN;
+    while (run.bytes < bytes.length && took === TAKEN) {
       const full = run.isFull || run.chains === vring.size || (run.chains === 1 && !format.mergeable);
-      if (!full && !vring.pop()) {
-        run.giveBack(vring);
-        vring.short = true;
-        return false;
-      }
-      if (!full && this.#isBuffer(vring, format)) {
-        run.add(vring.chain);
-        continue;
-      }
-      if (!full && run.chains === 0) {
-        this.#refuse(vring);
-        continue;
-      }
-      // What the driver offers can never hold it.
-      if (!full) vring.unpop(vring.chain.head);
-      run.giveBack(vring);
-      this.#counters.oversized += 1;
+      took = full ? BLOCKED : this.#take(run, vring, format, true);
+    }
+    if (run.bytes >= bytes.length) {
+      run.copyIn(vring.host.memory, bytes);
+      this.#deliver(vring, run, bytes.length);
       return true;
     }
-    run.copyIn(vring.host.memory, bytes);
-    this.#deliver(vring, run, bytes.length);
-    return true;
+    // In the way of what? With buffers before it: what the driver offers can never hold the packet.
+    const hopeless = took === BLOCKED && run.chains > 0;
+    run.giveBack(vring);
+    if (hopeless) this.#counters.oversized += 1;
+    else vring.short = took === NONE;
+    return hopeless;
   }
 }
