@@ -2,20 +2,27 @@
 
 import {
   ETHERNET_HEADER_BYTES,
+  VIRTIO_NET_CONFIG,
+  VIRTIO_NET_F_CTRL_RX,
+  VIRTIO_NET_F_CTRL_VLAN,
   VIRTIO_NET_F_CTRL_VQ,
+  VIRTIO_NET_F_GUEST_ANNOUNCE,
   VIRTIO_NET_F_MQ,
   VIRTIO_NET_F_MRG_RXBUF,
   VIRTIO_NET_HDR_BYTES,
   VIRTIO_NET_LEGACY_HDR_BYTES,
   VIRTIO_NET_MAX_PACKET_BYTES,
   VIRTIO_NET_MIN_MTU,
+  VIRTIO_NET_S_ANNOUNCE,
 } from '../../protocol/virtio/net.ts';
 import { hasFeature, VIRTIO_F_VERSION_1 } from '../../protocol/virtio/reserved-features.ts';
 import { type Attachment, REQUEST_RING, type RingTraits } from '../core/device.ts';
 import type { Vring } from '../core/vring.ts';
-import { hasSegmentation, tapOffloads } from './config-space.ts';
+import { GUEST_OFFLOADS, hasSegmentation, tapOffloads } from './config-space.ts';
+import { type Controlled, processControlQueue } from './control.ts';
 import type { NetDevice } from './device.ts';
 import type { ReceiveFormat } from './receive.ts';
+import { compileReceiveFilter, ReceiveFilter } from './receive-filter.ts';
 
 const RECEIVE_RING: RingTraits = { offersBuffers: true, runsDisabled: false };
 /** What is sent while the ring is disabled is taken and dropped. */
@@ -23,7 +30,7 @@ const TRANSMIT_RING: RingTraits = { offersBuffers: false, runsDisabled: true };
 /** Two tags of 4 bytes. */
 const VLAN_BYTES = 8;
 
-export class NetAttachment implements Attachment {
+export class NetAttachment implements Attachment, Controlled {
   readonly #device: NetDevice;
   #accepted = 0n;
   /** What the driver takes of the TAP: TUN_F_ bits. */
@@ -31,10 +38,21 @@ export class NetAttachment implements Attachment {
   format: ReceiveFormat = { headerBytes: VIRTIO_NET_HDR_BYTES, mergeable: false, maxBytes: 0 };
   /** Pairs that the driver uses: all it enables, unless it says so on our control queue. */
   activePairs: number;
+  /** What the driver asked for on the control queue. */
+  filter: ReceiveFilter;
+  /** The same for the TAP; undefined lets everything pass. */
+  #program: Uint8Array | undefined;
+  #filterChanged = false;
+  /** Indices of receive and transmit rings that are started. */
+  readonly #started = new Set<number>();
+  #controlRing: Vring | undefined;
+  /** The driver is asked to tell the network where it is. */
+  #announces = false;
 
   constructor(device: NetDevice) {
     this.#device = device;
     this.activePairs = device.profile.pairs;
+    this.filter = new ReceiveFilter(device.profile.mac, false);
     this.updateFormat();
   }
 
@@ -43,8 +61,15 @@ export class NetAttachment implements Attachment {
     this.offloads = tapOffloads(accepted);
     // 5.1.5.1: only the first pair until the driver says otherwise, which it does by a control queue.
     this.activePairs = hasFeature(accepted, VIRTIO_NET_F_CTRL_VQ) ? 1 : this.#device.profile.pairs;
+    this.filter = new ReceiveFilter(this.#device.profile.mac, hasFeature(accepted, VIRTIO_NET_F_CTRL_VLAN));
+    this.#program = undefined;
+    this.#announces = false;
     this.updateFormat();
     if (this.#device.isOwner(this)) this.#device.use(this);
+  }
+
+  hasNegotiated(feature: number): boolean {
+    return hasFeature(this.#accepted, feature);
   }
 
   /** Follows the driver's features and the TAP's MTU. */
@@ -70,16 +95,61 @@ export class NetAttachment implements Attachment {
   }
 
   ringChanged(vring: Vring): void {
-    if (vring.index !== this.#controlQueue) this.#device.ringChanged(this, vring);
+    if (vring.index === this.#controlQueue) {
+      this.#controlRing = vring.started && vring.enabled ? vring : undefined;
+      return;
+    }
+    if (vring.started) this.#started.add(vring.index);
+    else this.#started.delete(vring.index);
+    this.#device.ringChanged(this, vring);
   }
 
   processQueue(vring: Vring, budget: number): number {
-    if (vring.index === this.#controlQueue || vring.index >> 1 >= this.#device.pairs.length) return 0;
+    if (vring.index === this.#controlQueue) return this.#processControlQueue(vring, budget);
+    if (vring.index >> 1 >= this.#device.pairs.length) return 0;
     return this.#device.processQueue(vring, budget, this);
   }
 
+  #processControlQueue(vring: Vring, budget: number): number {
+    const taken = processControlQueue(vring, budget, this);
+    // Before the driver is told that the commands are done.
+    if (this.#filterChanged) {
+      this.#filterChanged = false;
+      this.#program = this.hasNegotiated(VIRTIO_NET_F_CTRL_RX) ? compileReceiveFilter(this.filter) : undefined;
+      if (this.#device.isOwner(this)) this.#device.updateFilter();
+    }
+    return taken;
+  }
+
+  filterChanged(): void {
+    this.#filterChanged = true;
+  }
+
+  /** What the TAP lets pass while rings are in service. */
+  get filterProgram(): Uint8Array | undefined {
+    return this.#started.size > 0 ? this.#program : undefined;
+  }
+
+  usePairs(count: number): boolean {
+    if (count < 1 || count > this.#device.profile.pairs) return false;
+    this.activePairs = count;
+    if (this.#device.isOwner(this)) this.#device.limitPairs(count);
+    return true;
+  }
+
+  useOffloads(features: bigint): boolean {
+    if ((features & ~(this.#accepted & GUEST_OFFLOADS)) !== 0n) return false;
+    this.offloads = tapOffloads(features);
+    this.updateFormat();
+    if (this.#device.isOwner(this)) this.#device.use(this);
+    return true;
+  }
+
   readConfig(): Uint8Array {
-    return this.#device.readConfig(this.#device.status);
+    const { status } = this.#device;
+    const bytes = this.#device.readConfig(this.#announces ? status | VIRTIO_NET_S_ANNOUNCE : status);
+    if (this.filter.mac !== undefined) bytes.set(this.filter.mac, VIRTIO_NET_CONFIG.mac);
+    return bytes;
   }
 
   writeConfig(offset: number, data: Uint8Array, migration: boolean): string | undefined {
@@ -95,7 +165,17 @@ export class NetAttachment implements Attachment {
   }
 
   announce(address: Uint8Array): void {
-    this.#device.announce(address);
+    if (this.#controlRing === undefined || !this.hasNegotiated(VIRTIO_NET_F_GUEST_ANNOUNCE)) {
+      this.#device.announce(address);
+      return;
+    }
+    // The driver knows more of its addresses than we do.
+    this.#announces = true;
+    this.#device.onConfigChange();
+  }
+
+  announcementAcknowledged(): void {
+    this.#announces = false;
   }
 
   saveState(): boolean {

@@ -25,6 +25,7 @@ import { Packet, RECEIVE, TRANSMIT } from './packet.ts';
 import { QueuePair } from './queue-pair.ts';
 import { rarpAnnouncement } from './rarp.ts';
 import type { Tap } from './tap.ts';
+import { TapFilter } from './tap-filter.ts';
 
 /** Packets that were queued for an earlier driver and are thrown away, at most. */
 const MAX_PURGED = 65_536;
@@ -51,6 +52,7 @@ export class NetDevice implements Device {
   #offloads = 0;
   #headerBytes = 0;
   #owner: NetAttachment | undefined;
+  readonly #filter: TapFilter;
   readonly #scratch = allocatePinned(PURGE_BYTES);
   readonly #scratchIovec = allocatePinned(16);
 
@@ -59,6 +61,7 @@ export class NetDevice implements Device {
     this.tap = tap;
     this.profile = profile;
     this.#log = log;
+    this.#filter = new TapFilter(log);
     this.maxQueues = 2 * profile.pairs + (profile.controlQueue ? 1 : 0);
     this.features = netFeatures(profile);
     this.counters = new Counters(log);
@@ -141,6 +144,7 @@ export class NetDevice implements Device {
   ringChanged(attachment: NetAttachment, vring: Vring): void {
     const pair = this.pairs[vring.index >> 1];
     if (vring.started) this.use(attachment);
+    else this.updateFilter();
     if (pair === undefined) return;
     if ((vring.index & 1) === 0) pair.receiveRing = vring.started && vring.enabled ? vring : undefined;
     if (!vring.enabled || !vring.started) this.#unuse(pair);
@@ -149,6 +153,8 @@ export class NetDevice implements Device {
   /** Makes the TAP speak as this attachment's driver wants it to. */
   use(attachment: NetAttachment): void {
     this.#owner = attachment;
+    this.limitPairs(attachment.activePairs);
+    this.updateFilter();
     const { offloads } = attachment;
     const { headerBytes } = attachment.format;
     if (offloads === this.#offloads && headerBytes === this.#headerBytes) return;
@@ -164,6 +170,18 @@ export class NetDevice implements Device {
   /** Whether `attachment` is the one that the TAP is set up for. */
   isOwner(attachment: NetAttachment): boolean {
     return this.#owner === attachment;
+  }
+
+  /** Puts the filter of the driver onto the TAP. */
+  updateFilter(): void {
+    const fd = this.tap?.fds[0];
+    if (fd !== undefined) this.#attempt(() => this.#filter.set(fd, this.#owner?.filterProgram));
+  }
+
+  /** The same after other queues of the TAP came into use. */
+  #renewFilter(): void {
+    const fd = this.tap?.fds[0];
+    if (fd !== undefined) this.#attempt(() => this.#filter.renew(fd, this.#owner?.filterProgram));
   }
 
   /** False when there is no TAP. */
@@ -204,12 +222,15 @@ export class NetDevice implements Device {
       pair.attached = true;
       this.#unuse(pair);
     });
+    this.#renewFilter();
   }
 
   /** The driver uses this pair: the TAP may put packets there. */
   #use(pair: QueuePair): void {
     const { fd } = pair;
-    if (fd !== undefined) pair.attached = this.#attempt(() => setQueueAttached(fd, true));
+    if (fd === undefined) return;
+    pair.attached = this.#attempt(() => setQueueAttached(fd, true));
+    this.#renewFilter();
   }
 
   /** The driver does not use this pair: packets go to others. The first one keeps the carrier up. */
@@ -278,7 +299,7 @@ export class NetDevice implements Device {
   }
 
   close(): void {
-    this.#log.info(this.counters.summary(), 'packets');
+    this.#log.info(this.counters.summary(), 'packets since the start');
     for (const pair of this.pairs) pair.setQueue(undefined);
     this.#engine.close();
     this.tap?.close();

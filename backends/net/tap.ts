@@ -185,7 +185,7 @@ export class Tap {
       act();
     } catch (error) {
       if (!(error instanceof SysError)) throw error;
-      const reason = error.errno === EPERM ? 'this needs CAP_NET_ADMIN' : error.message;
+      const reason = error.errno === EPERM ? 'changing an interface needs CAP_NET_ADMIN' : error.message;
       throw new UsageError(`${option}: ${reason}`);
     }
   }

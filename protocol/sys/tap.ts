@@ -180,12 +180,12 @@ export function writePacket(fd: number, iovecs: number, count: number): number {
 export function explainTapError(error: SysError, name: string, queues: number): string {
   if (error.syscall === 'open') return `/dev/net/tun cannot be opened: ${error.message}`;
   if (error.errno === EPERM) {
-    return `${name}: making a TAP, or taking one over that belongs to another user, needs CAP_NET_ADMIN`;
+    return `making a TAP, or taking one over that belongs to another user, needs CAP_NET_ADMIN`;
   }
-  if (error.errno === EBUSY) return `${name} is in use by another program, or has fewer than ${queues} queues free`;
+  if (error.errno === EBUSY) return queues === 1 ? 'in use by another program' : `fewer than ${queues} queues are free`;
   if (error.errno === EINVAL && queues > 1) {
-    return `${name} is not a TAP of several queues: make it by 'ip tuntap add ${name} mode tap multi_queue'`;
+    return `not a TAP of several queues: make it by 'ip tuntap add ${name} mode tap multi_queue'`;
   }
-  if (error.errno === EINVAL) return `${name} exists and is not a TAP`;
+  if (error.errno === EINVAL) return 'there is an interface of this name, and it is not a TAP';
   return error.message;
 }
