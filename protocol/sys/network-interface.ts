@@ -30,15 +30,18 @@ const SIOCGIFMTU = 0x8921;
 const SIOCSIFMTU = 0x8922;
 const SIOCSIFHWADDR = 0x8924;
 const SIOCGIFINDEX = 0x8933;
+const SIOCETHTOOL = 0x8946;
 const SIOCBRADDIF = 0x89a2;
+const ETHTOOL_GLINK = 0x0a;
 
 const IFF_UP = 0x0001;
-const IFF_RUNNING = 0x0040;
 const IFREQ_BYTES = 40;
 const IN6_IFREQ_BYTES = 24;
 
 const ifreq = allocatePinned(IFREQ_BYTES);
 const in6Ifreq = allocatePinned(IN6_IFREQ_BYTES);
+/** struct ethtool_value: cmd u32, data u32. */
+const ethtoolValue = allocatePinned(8);
 const netlinkAddress = allocatePinned(12);
 const sink = allocatePinned(8192);
 
@@ -68,12 +71,21 @@ export interface InterfaceState {
   readonly mtu: number;
 }
 
+/** The carrier as it is now: IFF_RUNNING follows it up to a second later. */
+function hasCarrier(name: string): boolean {
+  ethtoolValue.data.setUint32(0, ETHTOOL_GLINK, true);
+  request(name, SIOCETHTOOL, 'ETHTOOL_GLINK', (data) => {
+    data.setBigUint64(IFNAMSIZ, BigInt(ethtoolValue.address), true);
+  });
+  return ethtoolValue.data.getUint32(4, true) !== 0;
+}
+
 /** The interface's state; undefined when there is none of this name. @throws SysError */
 export function interfaceState(name: string): InterfaceState | undefined {
   try {
-    const flags = request(name, SIOCGIFFLAGS, 'SIOCGIFFLAGS').getUint16(IFNAMSIZ, true);
+    const up = (request(name, SIOCGIFFLAGS, 'SIOCGIFFLAGS').getUint16(IFNAMSIZ, true) & IFF_UP) !== 0;
     const mtu = request(name, SIOCGIFMTU, 'SIOCGIFMTU').getInt32(IFNAMSIZ, true);
-    return { up: (flags & IFF_UP) !== 0, running: (flags & IFF_UP) !== 0 && (flags & IFF_RUNNING) !== 0, mtu };
+    return { up, running: up && hasCarrier(name), mtu };
   } catch (error) {
     if (error instanceof SysError && error.errno === ENODEV) return undefined;
     throw error;

@@ -6,6 +6,8 @@ export const VIRTIO_NET_F_GUEST_CSUM = 1;
 export const VIRTIO_NET_F_CTRL_GUEST_OFFLOADS = 2;
 export const VIRTIO_NET_F_MTU = 3;
 export const VIRTIO_NET_F_MAC = 5;
+/** Legacy: any segmentation, both ways. */
+export const VIRTIO_NET_F_GSO = 6;
 export const VIRTIO_NET_F_GUEST_TSO4 = 7;
 export const VIRTIO_NET_F_GUEST_TSO6 = 8;
 export const VIRTIO_NET_F_GUEST_ECN = 9;
@@ -129,6 +131,7 @@ export const VIRTIO_NET_FEATURE_NAMES: ReadonlyMap<number, string> = new Map([
   [VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, 'CTRL_GUEST_OFFLOADS'],
   [VIRTIO_NET_F_MTU, 'MTU'],
   [VIRTIO_NET_F_MAC, 'MAC'],
+  [VIRTIO_NET_F_GSO, 'GSO'],
   [VIRTIO_NET_F_GUEST_TSO4, 'GUEST_TSO4'],
   [VIRTIO_NET_F_GUEST_TSO6, 'GUEST_TSO6'],
   [VIRTIO_NET_F_GUEST_ECN, 'GUEST_ECN'],

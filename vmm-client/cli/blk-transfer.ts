@@ -1,13 +1,14 @@
 /** `ringside blk read` and `ringside blk write`: bytes of a disk to a file or standard output, and back. */
 
 import { createReadStream } from 'node:fs';
-import { open, stat } from 'node:fs/promises';
-import type { Readable, Writable } from 'node:stream';
+import { stat } from 'node:fs/promises';
+import type { Readable } from 'node:stream';
 import type { BlkDriver } from '../driver/blk-driver.ts';
 import { type ByteRange, type CliContext, type DiskOptions, describeRate, rangeOf, withDisk } from './context.ts';
 import { PIPELINE_BYTES, runPipeline } from './pipeline.ts';
 import { Progress } from './progress.ts';
 import { UsageError } from './quantity.ts';
+import { openSink } from './sink.ts';
 
 export interface ReadOptions extends DiskOptions {
   readonly offset: number;
@@ -20,31 +21,6 @@ export interface WriteOptions extends DiskOptions {
   readonly offset: number;
   /** A file, or `-` for standard input. */
   readonly input: string;
-}
-
-/** Where the bytes of a disk go, in order. */
-interface Sink {
-  write(bytes: Uint8Array): Promise<void>;
-  close(): Promise<void>;
-}
-
-async function openSink(output: string, stdout: Writable): Promise<Sink> {
-  if (output === '-') {
-    return {
-      write: (bytes) =>
-        new Promise((resolve, reject) => {
-          stdout.write(bytes, (error) => (error ? reject(error) : resolve()));
-        }),
-      close: async () => undefined,
-    };
-  }
-  const file = await open(output, 'w');
-  return {
-    write: async (bytes) => {
-      for (let done = 0; done < bytes.length; ) done += (await file.write(bytes, done)).bytesWritten;
-    },
-    close: () => file.close(),
-  };
 }
 
 /** Any range of bytes; the disk is read in whole blocks. */

@@ -28,9 +28,22 @@ export interface DiskOptions {
 }
 
 /** @throws UsageError - no split queue has that many entries */
-export function checkQueueSize({ queueSize }: DiskOptions): void {
+export function checkQueueSize({ queueSize }: { readonly queueSize: number }): void {
   if ((queueSize & (queueSize - 1)) === 0) return;
   throw new UsageError(`--queue-size ${queueSize} is not a power of two`);
+}
+
+/** Connects to the back end at `socket`, and tells the user when it goes away and comes back. */
+export async function connectTo(
+  context: CliContext,
+  socket: string,
+  { timeout, reconnect }: { readonly timeout: number; readonly reconnect: number },
+): Promise<VhostUserFrontend> {
+  const frontend = await VhostUserFrontend.connect(socket, { timeoutMs: timeout, reconnectMs: reconnect });
+  frontend.on('disconnect', (error) => context.stderr.write(`ringside: ${error.message}; dialing again\n`));
+  frontend.on('reconnect', () => context.stderr.write('ringside: the back end is back\n'));
+  frontend.on('channelFault', (error) => context.stderr.write(`ringside: request channel: ${error.message}\n`));
+  return frontend;
 }
 
 /** Runs `use` with a driver of the disk at `socket`, closed afterwards in every case. */
@@ -42,13 +55,7 @@ export async function withDisk<T>(
   use: (driver: BlkDriver) => Promise<T>,
 ): Promise<T> {
   checkQueueSize(options);
-  const frontend = await VhostUserFrontend.connect(socket, {
-    timeoutMs: options.timeout,
-    reconnectMs: options.reconnect,
-  });
-  frontend.on('disconnect', (error) => context.stderr.write(`ringside: ${error.message}; dialing again\n`));
-  frontend.on('reconnect', () => context.stderr.write('ringside: the back end is back\n'));
-  frontend.on('channelFault', (error) => context.stderr.write(`ringside: request channel: ${error.message}\n`));
+  const frontend = await connectTo(context, socket, options);
   let driver: BlkDriver;
   try {
     driver = await BlkDriver.open(frontend, {

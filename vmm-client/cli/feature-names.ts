@@ -3,62 +3,51 @@
  * linux/virtio_net.h, linux/virtio_config.h.
  */
 
-import { VIRTIO_BLK_FEATURE_NAMES } from '../../protocol/virtio/blk.ts';
+import { VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_FEATURE_NAMES } from '../../protocol/virtio/blk.ts';
+import {
+  VIRTIO_NET_F_HOST_TSO4,
+  VIRTIO_NET_F_MAC,
+  VIRTIO_NET_F_MRG_RXBUF,
+  VIRTIO_NET_F_STATUS,
+  VIRTIO_NET_FEATURE_NAMES,
+} from '../../protocol/virtio/net.ts';
+import {
+  VHOST_F_LOG_ALL,
+  VHOST_USER_F_PROTOCOL_FEATURES,
+  VIRTIO_F_ACCESS_PLATFORM,
+  VIRTIO_F_ANY_LAYOUT,
+  VIRTIO_F_EVENT_IDX,
+  VIRTIO_F_IN_ORDER,
+  VIRTIO_F_INDIRECT_DESC,
+  VIRTIO_F_NOTIF_CONFIG_DATA,
+  VIRTIO_F_NOTIFICATION_DATA,
+  VIRTIO_F_NOTIFY_ON_EMPTY,
+  VIRTIO_F_ORDER_PLATFORM,
+  VIRTIO_F_RING_PACKED,
+  VIRTIO_F_RING_RESET,
+  VIRTIO_F_SR_IOV,
+  VIRTIO_F_VERSION_1,
+} from '../../protocol/virtio/reserved-features.ts';
 
 /** Devices that `info` knows more of than its bits. */
 export type DeviceType = 'blk' | 'net' | 'vsock' | 'unknown';
 
 const RESERVED: ReadonlyMap<number, string> = new Map([
-  [24, 'NOTIFY_ON_EMPTY'],
-  [26, 'LOG_ALL'],
-  [27, 'ANY_LAYOUT'],
-  [28, 'INDIRECT_DESC'],
-  [29, 'EVENT_IDX'],
-  [30, 'PROTOCOL_FEATURES'],
-  [32, 'VERSION_1'],
-  [33, 'ACCESS_PLATFORM'],
-  [34, 'RING_PACKED'],
-  [35, 'IN_ORDER'],
-  [36, 'ORDER_PLATFORM'],
-  [37, 'SR_IOV'],
-  [38, 'NOTIFICATION_DATA'],
-  [39, 'NOTIF_CONFIG_DATA'],
-  [40, 'RING_RESET'],
-]);
-
-const NET: ReadonlyMap<number, string> = new Map([
-  [0, 'CSUM'],
-  [1, 'GUEST_CSUM'],
-  [2, 'CTRL_GUEST_OFFLOADS'],
-  [3, 'MTU'],
-  [5, 'MAC'],
-  [7, 'GUEST_TSO4'],
-  [8, 'GUEST_TSO6'],
-  [9, 'GUEST_ECN'],
-  [10, 'GUEST_UFO'],
-  [11, 'HOST_TSO4'],
-  [12, 'HOST_TSO6'],
-  [13, 'HOST_ECN'],
-  [14, 'HOST_UFO'],
-  [15, 'MRG_RXBUF'],
-  [16, 'STATUS'],
-  [17, 'CTRL_VQ'],
-  [18, 'CTRL_RX'],
-  [19, 'CTRL_VLAN'],
-  [20, 'CTRL_RX_EXTRA'],
-  [21, 'GUEST_ANNOUNCE'],
-  [22, 'MQ'],
-  [23, 'CTRL_MAC_ADDR'],
-  [53, 'NOTF_COAL'],
-  [54, 'GUEST_USO4'],
-  [55, 'GUEST_USO6'],
-  [56, 'HOST_USO'],
-  [57, 'HASH_REPORT'],
-  [59, 'GUEST_HDRLEN'],
-  [60, 'RSS'],
-  [61, 'RSC_EXT'],
-  [62, 'STANDBY'],
-  [63, 'SPEED_DUPLEX'],
+  [VIRTIO_F_NOTIFY_ON_EMPTY, 'NOTIFY_ON_EMPTY'],
+  [VHOST_F_LOG_ALL, 'LOG_ALL'],
+  [VIRTIO_F_ANY_LAYOUT, 'ANY_LAYOUT'],
+  [VIRTIO_F_INDIRECT_DESC, 'INDIRECT_DESC'],
+  [VIRTIO_F_EVENT_IDX, 'EVENT_IDX'],
+  [VHOST_USER_F_PROTOCOL_FEATURES, 'PROTOCOL_FEATURES'],
+  [VIRTIO_F_VERSION_1, 'VERSION_1'],
+  [VIRTIO_F_ACCESS_PLATFORM, 'ACCESS_PLATFORM'],
+  [VIRTIO_F_RING_PACKED, 'RING_PACKED'],
+  [VIRTIO_F_IN_ORDER, 'IN_ORDER'],
+  [VIRTIO_F_ORDER_PLATFORM, 'ORDER_PLATFORM'],
+  [VIRTIO_F_SR_IOV, 'SR_IOV'],
+  [VIRTIO_F_NOTIFICATION_DATA, 'NOTIFICATION_DATA'],
+  [VIRTIO_F_NOTIF_CONFIG_DATA, 'NOTIF_CONFIG_DATA'],
+  [VIRTIO_F_RING_RESET, 'RING_RESET'],
 ]);
 
 const VSOCK: ReadonlyMap<number, string> = new Map([
@@ -69,7 +58,7 @@ const VSOCK: ReadonlyMap<number, string> = new Map([
 
 const DEVICES: Readonly<Record<DeviceType, ReadonlyMap<number, string>>> = {
   blk: VIRTIO_BLK_FEATURE_NAMES,
-  net: NET,
+  net: VIRTIO_NET_FEATURE_NAMES,
   vsock: VSOCK,
   unknown: new Map(),
 };
@@ -89,23 +78,28 @@ export function featureNames(mask: bigint, type: DeviceType): string[] {
   return namesOf(mask, RESERVED, DEVICES[type]);
 }
 
-/** Bits 0 to 23 belong to the device, and 24 and up to ring and transport (except a few that only newer devices have). */
-const DEVICE_BITS = 0xff_ffffn;
+/** Bits that belong to the device: 0 to 23, and 50 to 63. Source: VIRTIO 1.3, 2.2 Feature Bits. */
+const isDeviceBit = (bit: number) => bit <= 23 || bit >= 50;
 
 /**
  * Guesses the device from what it offers: vhost-user does not tell. `configLength` is the length of the configuration
  * space in bytes, 0 where there is none or it is unknown.
  */
 export function guessDevice(features: bigint, configLength: number): DeviceType {
-  const bits = bitsOf(features & DEVICE_BITS);
+  const bits = bitsOf(features).filter(isDeviceBit);
   const has = (...wanted: number[]) => wanted.some((bit) => bits.includes(bit));
   const onlyKnown = (table: ReadonlyMap<number, string>) => bits.every((bit) => table.has(bit));
-  // Above the bits of block devices.
-  if (has(18, 19, 20, 21, 22, 23) && onlyKnown(NET)) return 'net';
-  // SEG_MAX or BLK_SIZE, and a configuration space that reaches up to them.
-  if (has(2, 6) && onlyKnown(VIRTIO_BLK_FEATURE_NAMES) && (configLength === 0 || configLength >= 24)) return 'blk';
+  const couldBeNet = bits.length > 0 && onlyKnown(VIRTIO_NET_FEATURE_NAMES);
+  const couldBeBlk = onlyKnown(VIRTIO_BLK_FEATURE_NAMES);
+  // Bits that block devices do not have, beyond the first few that every device has.
+  if (couldBeNet && !couldBeBlk && bits.some((bit) => bit > 4)) return 'net';
+  // And a configuration space that reaches up to them.
+  const reachesBlk = configLength === 0 || configLength >= 24;
+  if (has(VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_BLK_SIZE) && couldBeBlk && reachesBlk) return 'blk';
   if (configLength === 8 && bits.every((bit) => bit <= 2)) return 'vsock';
-  // MTU, MAC, MRG_RXBUF.
-  if (has(3, 5, 15) && onlyKnown(NET)) return 'net';
+  // Few bits, all of which block devices have too, as with passt; block devices have SEG_MAX or BLK_SIZE.
+  if (couldBeNet && has(VIRTIO_NET_F_MAC, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS)) {
+    return 'net';
+  }
   return 'unknown';
 }

@@ -4,8 +4,10 @@ import { PeerError } from '../../protocol/vhost-user/errors.ts';
 import { PROTOCOL_FEATURE_NAMES, VHOST_USER_PROTOCOL_F_CONFIG } from '../../protocol/vhost-user/features.ts';
 import { MAX_CONFIG_BYTES } from '../../protocol/vhost-user/payloads.ts';
 import { type BlkConfig, decodeBlkConfig } from '../driver/blk-config.ts';
+import { decodeNetConfig, type NetConfig } from '../driver/net-config.ts';
 import { VhostUserFrontend } from '../frontend/frontend.ts';
 import { type DeviceType, featureNames, guessDevice, namesOf } from './feature-names.ts';
+import { formatMac } from './net-addresses.ts';
 import { formatCount, formatSize } from './quantity.ts';
 
 export interface InfoOptions {
@@ -69,16 +71,21 @@ function describeConfig(info: BackendInfo): [string, string][] {
   const { config } = info;
   const view = new DataView(config.buffer, config.byteOffset, config.byteLength);
   if (info.device === 'blk' && config.length >= 8) return describeBlk(decodeBlkConfig(config, info.features));
-  if (info.device === 'net' && config.length >= 6) {
-    const mac = Array.from(config.subarray(0, 6), (byte) => byte.toString(16).padStart(2, '0')).join(':');
-    const rows: [string, string][] = [['mac', mac]];
-    if (config.length >= 8) rows.push(['status', (view.getUint16(6, true) & 1) === 1 ? 'link up' : 'link down']);
-    if (config.length >= 10) rows.push(['queue pairs', String(view.getUint16(8, true))]);
-    if (config.length >= 12) rows.push(['mtu', String(view.getUint16(10, true))]);
-    return rows;
-  }
+  if (info.device === 'net' && config.length > 0) return describeNet(decodeNetConfig(config, info.features));
   if (info.device === 'vsock' && config.length >= 8) return [['guest cid', String(view.getBigUint64(0, true))]];
   return [];
+}
+
+function describeNet(config: NetConfig): [string, string][] {
+  const { mac, linkUp, maxPairs, mtu, speedMbps, fullDuplex } = config;
+  const rows: [string, string][] = [];
+  if (mac !== undefined) rows.push(['mac', formatMac(mac)]);
+  if (linkUp !== undefined) rows.push(['status', linkUp ? 'link up' : 'link down']);
+  if (maxPairs !== undefined) rows.push(['queue pairs', `up to ${maxPairs}`]);
+  if (mtu !== undefined) rows.push(['mtu', `${mtu} bytes`]);
+  if (speedMbps !== undefined) rows.push(['speed', `${formatCount(speedMbps)} Mbit/s`]);
+  if (fullDuplex !== undefined) rows.push(['duplex', fullDuplex ? 'full' : 'half']);
+  return rows;
 }
 
 function describeBlk(config: BlkConfig): [string, string][] {
@@ -156,9 +163,18 @@ export function infoToJson(info: BackendInfo): Record<string, unknown> {
     },
     config: {
       bytes: Buffer.from(info.config).toString('hex'),
-      ...(info.device === 'blk' && info.config.length >= 8
-        ? { blk: decodeBlkConfig(info.config, info.features) }
-        : { [info.device]: Object.fromEntries(describeConfig(info)) }),
+      ...configToJson(info),
     },
   };
+}
+
+function configToJson({ device, config, features }: BackendInfo): Record<string, unknown> {
+  const view = new DataView(config.buffer, config.byteOffset, config.byteLength);
+  if (device === 'blk' && config.length >= 8) return { blk: decodeBlkConfig(config, features) };
+  if (device === 'net' && config.length > 0) {
+    const { mac, ...rest } = decodeNetConfig(config, features);
+    return { net: { ...(mac !== undefined && { mac: formatMac(mac) }), ...rest } };
+  }
+  if (device === 'vsock' && config.length >= 8) return { vsock: { guestCid: String(view.getBigUint64(0, true)) } };
+  return { [device]: {} };
 }

@@ -1,59 +1,30 @@
 /** The commands of `ringside`, their options and help. Knows neither the process nor how to exit. */
 
-import { Command, InvalidArgumentError, Option } from 'commander';
+import { Command, Option } from 'commander';
 import { VIRTQ_MAX_SIZE } from '../../protocol/virtio/split-ring.ts';
 import { ACCESS_PATTERNS } from './bench-load.ts';
 import { type BenchOptions, benchDisk } from './blk-bench.ts';
 import { type ReadOptions, readDisk, type WriteOptions, writeDisk } from './blk-transfer.ts';
 import { type VerifyOptions, verifyDisk } from './blk-verify.ts';
+import { duration, integer, option, queueOptions, SOCKET, size, timeoutOption } from './command-options.ts';
 import type { CliContext } from './context.ts';
 import { infoToJson, queryBackend, renderInfo } from './info.ts';
-import { parseDuration, parseInteger, parseSize, UsageError } from './quantity.ts';
-
-const SOCKET = 'Unix socket that the back end listens on';
-
-/** Lets commander name the option that a value was wrong for. */
-function parser<T>(parse: (text: string) => T): (text: string) => T {
-  return (text) => {
-    try {
-      return parse(text);
-    } catch (error) {
-      if (error instanceof UsageError) throw new InvalidArgumentError(error.message);
-      throw error;
-    }
-  };
-}
-
-const size = parser(parseSize);
-const duration = parser(parseDuration);
-const integer = (min: number, max: number) => parser(parseInteger(min, max));
-
-function option<T>(flags: string, text: string, parse: (text: string) => T, value?: T, shown?: string): Option {
-  const made = new Option(flags, text).argParser(parse);
-  return value === undefined ? made : made.default(value, shown);
-}
-
-const timeoutOption = () => option('--timeout <time>', 'how long one answer may take', duration, 10_000, '10s');
+import { createNetCommands } from './net-program.ts';
 
 /** A command on a disk: its own options, then those that all of them have. */
 function diskCommand(name: string, description: string, options: readonly Option[]): Command {
   const command = new Command(name).description(description).argument('<socket>', SOCKET);
-  for (const own of options) command.addOption(own);
-  return command
-    .addOption(option('--queues <number>', 'request queues to use', integer(1, 256), 1))
-    .addOption(
-      option('--queue-size <entries>', 'entries of each queue, a power of two', integer(4, VIRTQ_MAX_SIZE), 256),
-    )
-    .addOption(timeoutOption())
-    .addOption(
-      option('--reconnect <time>', 'how long to dial a back end that went away, 0: not', duration, 10_000, '10s'),
-    );
+  const queues = option('--queues <number>', 'request queues to use', integer(1, 256), 1);
+  for (const each of [...options, queues, ...queueOptions()]) command.addOption(each);
+  return command;
 }
 
 /** Builds the command line. Actions reject with errors; `version` is what --version prints. */
 export function createProgram(context: CliContext, version: string): Command {
   const program = new Command('ringside')
-    .description('Talks to vhost-user back ends: asks what they are, reads, writes, verifies and measures disks.')
+    .description(
+      'Talks to vhost-user back ends: asks what they are, reads, writes, verifies and measures disks, pings and captures.',
+    )
     .version(version, '-V, --version', 'print the version')
     .helpOption('-h, --help', 'print this help')
     .helpCommand(false)
@@ -115,7 +86,9 @@ export function createProgram(context: CliContext, version: string): Command {
       new Option('--json', 'print JSON'),
     ]).action((socket, options) => benchDisk(context, socket, options as BenchOptions)),
   );
-  for (const command of [program, ...program.commands, ...blk.commands]) settle(command, context);
+  const net = createNetCommands(context);
+  program.addCommand(net);
+  for (const command of [program, ...program.commands, ...blk.commands, ...net.commands]) settle(command, context);
   return program;
 }
 

@@ -5,12 +5,11 @@
  *     slot (64 bytes): header @0 (type u32, reserved u32, sector u64), status u8 @16, discard segment @32 (16 bytes)
  */
 
-import { Notifier } from '../../protocol/sys/notifier.ts';
-import { createEventFd } from '../../protocol/sys/owned-fd.ts';
 import { VIRTIO_BLK_HEADER_BYTES, VIRTIO_BLK_SEGMENT_BYTES, VIRTIO_BLK_T_OUT } from '../../protocol/virtio/blk.ts';
 import type { SharedMemory } from '../frontend/shared-memory.ts';
 import type { Vring } from '../frontend/vring.ts';
-import { RING_FAULT, SplitVirtqueueDriver } from './split-virtqueue.ts';
+import { DriverQueue } from './driver-queue.ts';
+import { RING_FAULT, type SplitVirtqueueDriver } from './split-virtqueue.ts';
 
 const SLOT_BYTES = 64;
 const STATUS_AT = 16;
@@ -30,8 +29,7 @@ export interface BlkQueueOptions {
 }
 
 export class BlkQueue {
-  readonly index: number;
-  readonly vring: Vring;
+  readonly #queue: DriverQueue;
   readonly #ring: SplitVirtqueueDriver;
   readonly #memory: SharedMemory;
   readonly #segmentBytes: number;
@@ -40,45 +38,22 @@ export class BlkQueue {
   readonly #tokens: Int32Array;
   readonly #freeSlots: Uint16Array;
   #freeSlotCount: number;
-  readonly #kickFd = createEventFd();
-  readonly #callFd = createEventFd();
-  readonly #errorFd = createEventFd();
-  readonly #kick = new Notifier(this.#kickFd);
-  readonly #call = new Notifier(this.#callFd);
-  readonly #error = new Notifier(this.#errorFd);
   #onComplete: (token: number, status: number) => void = () => undefined;
-  /** Kicks sent, for statistics. */
-  kicks = 0;
 
   /** Allocates rings and slots in `memory`, which outlives the queue. @throws RangeError - memory or sizes */
   constructor(memory: SharedMemory, options: BlkQueueOptions) {
-    const { index, size, indirect, eventIdx } = options;
-    this.index = index;
+    const { size, indirect, eventIdx } = options;
     this.#memory = memory;
     this.#segmentBytes = options.segmentBytes;
-    const maxChain = options.maxSegments + 2;
-    this.#ring = new SplitVirtqueueDriver(memory, { size, maxChain, indirect, eventIdx });
+    const ring = { size, maxChain: options.maxSegments + 2, indirect, eventIdx };
+    // What the dead back end completed is taken first: it must not be done again.
+    this.#queue = new DriverQueue(memory, options.index, ring, () => this.poll(size));
+    this.#ring = this.#queue.ring;
     this.#slots = memory.allocate(size * SLOT_BYTES, SLOT_BYTES);
     this.#slotsGuestAddress = memory.guestAddress + this.#slots;
     this.#tokens = new Int32Array(size);
     this.#freeSlots = Uint16Array.from({ length: size }, (_, i) => i);
     this.#freeSlotCount = size;
-    this.vring = {
-      index,
-      size,
-      descriptorTable: memory.userAddress + this.#ring.descriptorTable,
-      availRing: memory.userAddress + this.#ring.availRing,
-      usedRing: memory.userAddress + this.#ring.usedRing,
-      kick: this.#kickFd,
-      call: this.#callFd,
-      error: this.#errorFd,
-      resume: (keepsInflight) => {
-        // What the dead back end completed is taken first: it must not be done again.
-        this.poll(this.#ring.size);
-        return this.#ring.resume(keepsInflight);
-      },
-      notify: () => this.#kick.signal(),
-    };
   }
 
   /** Bytes of shared memory that a queue with these options takes, alignment included. */
@@ -86,14 +61,27 @@ export class BlkQueue {
     return size * ((maxSegments + 2) * 16 + SLOT_BYTES + 16 + 8 + 2) + 6 * 4096;
   }
 
+  get index(): number {
+    return this.#queue.index;
+  }
+
+  get vring(): Vring {
+    return this.#queue.vring;
+  }
+
+  /** Kicks sent, for statistics. */
+  get kicks(): number {
+    return this.#queue.kicks;
+  }
+
   /** Descriptor to watch: readable when the device has completed something after `arm`. */
   get callFd(): number {
-    return this.#call.fd;
+    return this.#queue.callFd;
   }
 
   /** Descriptor to watch: readable when the device declared the ring broken. */
   get errorFd(): number {
-    return this.#error.fd;
+    return this.#queue.errorFd;
   }
 
   get size(): number {
@@ -170,9 +158,7 @@ export class BlkQueue {
 
   /** Gives the device what was staged, and kicks it where it wants that. */
   flush(): void {
-    if (!this.#ring.publish()) return;
-    this.kicks += 1;
-    this.#kick.signal();
+    this.#queue.flush();
   }
 
   /** Hands at most `limit` completions to their receiver. Returns how many, or RING_FAULT. */
@@ -190,22 +176,20 @@ export class BlkQueue {
 
   /** Asks for a signal on `callFd`. Returns false when there is something to poll already. */
   arm(): boolean {
-    return this.#ring.armInterrupt();
+    return this.#queue.arm();
   }
 
   disarm(): void {
-    this.#ring.disarmInterrupt();
+    this.#queue.disarm();
   }
 
   /** Takes a signal off `callFd`. */
   drainCall(): void {
-    this.#call.drain();
+    this.#queue.drainCall();
   }
 
   /** Closes the descriptors. The caller proves that the device has let go of the ring. */
   close(): void {
-    this.#kick.close();
-    this.#call.close();
-    this.#error.close();
+    this.#queue.close();
   }
 }

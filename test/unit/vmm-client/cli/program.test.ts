@@ -38,6 +38,12 @@ describe('the command line', () => {
     [['blk', 'bench', SOCKET, '--rw', 'sideways'], "argument 'sideways' is invalid"],
     [['blk', 'bench', SOCKET, '--time', 'soon'], "'soon' is not a duration"],
     [['blk', 'verify', SOCKET, '--sed', '1'], "unknown option '--sed'"],
+    [['net', 'ping', SOCKET, '192.0.2.1'], "required option '--ip <address/prefix>' not specified"],
+    [['net', 'ping', SOCKET, '192.0.2', '--ip', '192.0.2.2/24'], "'192.0.2' is not an IPv4 address such as 192.0.2.1"],
+    [['net', 'ping', SOCKET, '192.0.2.1', '--ip', '192.0.2.2'], "'192.0.2.2' is not an IPv4 address with the length"],
+    [['net', 'pcap', SOCKET], "missing required argument 'file'"],
+    [['net', 'bench', SOCKET, '--direction', 'up'], 'Allowed choices are tx, rx, both'],
+    [['net', 'bench', SOCKET, '--to-mac', '33:33:00:00:00:01'], 'is the MAC address of a group'],
   ])('refuses %j in one sentence', async (args, sentence) => {
     const { stdout, stderr, error } = await run(...args);
     expect(error).toMatchObject({ exitCode: 1, code: expect.stringMatching(/^commander\./) });
@@ -54,6 +60,25 @@ describe('the command line', () => {
   ])('refuses bench %j before it looks at the socket', async (args, sentence) => {
     const { error } = await run('blk', 'bench', SOCKET, ...args);
     expect(error).toMatchObject({ code: 'USAGE', message: expect.stringContaining(sentence) });
+  });
+
+  it.each([
+    [['bench', '--size', '41'], '--size 41: packets here have from 42 to 65549 bytes'],
+    [['bench', '--gso', '--size', '66000'], '--size 66000: packets here have from 55 to 65549 bytes'],
+    [['bench', '--queue-size', '100'], '--queue-size 100 is not a power of two'],
+    [['ping', '10.0.0.1', '--ip', '192.0.2.2/24'], '10.0.0.1 is not in our network, 192.0.2.2/24'],
+    [['ping', '192.0.2.2', '--ip', '192.0.2.2/24'], '192.0.2.2 is our own address'],
+  ])('refuses net %j before it looks at the socket', async ([command = '', ...args], sentence) => {
+    const { error } = await run('net', command, SOCKET, ...args);
+    expect(error).toMatchObject({ code: 'USAGE', message: expect.stringContaining(sentence) });
+  });
+
+  it('says that a capture file cannot be written, before it looks at the socket', async () => {
+    const { error } = await run('net', 'pcap', SOCKET, '/nonexistent/file.pcap');
+    expect(error).toMatchObject({
+      code: 'ENOENT',
+      message: '/nonexistent/file.pcap cannot be written: no such file or directory',
+    });
   });
 
   it('says where nobody listens', async () => {
@@ -75,9 +100,8 @@ describe('docs/man/ringside.1', () => {
     'describes every option of %s',
     (name, command) => {
       const sections = manual.split(/^\.S[sh] /m);
-      const described = sections.filter(
-        (section) => section.startsWith(`${name}\n`) || section.startsWith('Disk options'),
-      );
+      const shared = name.startsWith('ringside net ') ? 'Network options' : 'Disk options';
+      const described = sections.filter((section) => section.startsWith(`${name}\n`) || section.startsWith(shared));
       const missing = command.options
         .map((option) => option.long ?? '')
         .filter((long) => !described.some((section) => section.includes(`Fl ${long.slice(1)}`)));
