@@ -95,13 +95,11 @@ export class NetAttachment implements Attachment, Controlled {
   }
 
   ringChanged(vring: Vring): void {
-    if (vring.index === this.#controlQueue) {
-      this.#controlRing = vring.started && vring.enabled ? vring : undefined;
-      return;
-    }
-    if (vring.started) this.#started.add(vring.index);
+    const isControl = vring.index === this.#controlQueue;
+    if (vring.started && !isControl) this.#started.add(vring.index);
     else this.#started.delete(vring.index);
-    this.#device.ringChanged(this, vring);
+    if (isControl) this.#controlRing = vring.started && vring.enabled ? vring : undefined;
+    else this.#device.ringChanged(this, vring);
   }
 
   processQueue(vring: Vring, budget: number): number {
@@ -165,11 +163,9 @@ export class NetAttachment implements Attachment, Controlled {
   }
 
   announce(address: Uint8Array): void {
-    if (this.#controlRing === undefined || !this.hasNegotiated(VIRTIO_NET_F_GUEST_ANNOUNCE)) {
-      this.#device.announce(address);
-      return;
-    }
-    // The driver knows more of its addresses than we do.
+    this.#device.announce(address);
+    if (this.#controlRing === undefined || !this.hasNegotiated(VIRTIO_NET_F_GUEST_ANNOUNCE)) return;
+    // The driver knows more of its addresses than we do, if it hears of it.
     this.#announces = true;
     this.#device.onConfigChange();
   }

@@ -135,7 +135,8 @@ export function tapOffloads(accepted: bigint): number {
   for (const [bit, offload] of OFFLOADS) {
     if (hasFeature(accepted, bit) && (both || (offload !== TUN_F_USO4 && offload !== TUN_F_USO6))) offloads |= offload;
   }
-  return offloads;
+  // 5.1.3.1: ECN is a kind of TSO; kernels refuse it alone.
+  return (offloads & (TUN_F_TSO4 | TUN_F_TSO6)) === 0 ? offloads & ~TUN_F_TSO_ECN : offloads;
 }
 
 /** Whether packets larger than the MTU come with these offloads. */

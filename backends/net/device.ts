@@ -8,7 +8,7 @@ import { EBADFD, EINVAL, EIO, ENOSYS, EPERM, SysError } from '../../protocol/sys
 import { allocatePinned } from '../../protocol/sys/pinned.ts';
 import { readPacket, setOffloads, setQueueAttached, setVnetHeaderBytes, writePacket } from '../../protocol/sys/tap.ts';
 import { VHOST_USER_PROTOCOL_F_MTU, VHOST_USER_PROTOCOL_F_RARP } from '../../protocol/vhost-user/features.ts';
-import { VIRTIO_NET_S_LINK_UP } from '../../protocol/virtio/net.ts';
+import { VIRTIO_NET_HDR_BYTES, VIRTIO_NET_S_LINK_UP } from '../../protocol/virtio/net.ts';
 import { featureMask } from '../../protocol/virtio/reserved-features.ts';
 import type { Device } from '../core/device.ts';
 import type { Logger } from '../core/logging.ts';
@@ -50,7 +50,7 @@ export class NetDevice implements Device {
   readonly #engine: Engine;
   /** What the TAP gives us now: TUN_F_ bits, and the length of its header. */
   #offloads = 0;
-  #headerBytes = 0;
+  #headerBytes = VIRTIO_NET_HDR_BYTES;
   #owner: NetAttachment | undefined;
   readonly #filter: TapFilter;
   readonly #scratch = allocatePinned(PURGE_BYTES);
@@ -66,9 +66,9 @@ export class NetDevice implements Device {
     this.features = netFeatures(profile);
     this.counters = new Counters(log);
     const packets: Packet[] = [];
-    const make = (direction: typeof TRANSMIT | typeof RECEIVE, queue: number): Packet[] =>
+    const make = (direction: typeof TRANSMIT | typeof RECEIVE, pair: number): Packet[] =>
       Array.from({ length: LOT }, () => {
-        const packet = new Packet(packets.length, direction, queue);
+        const packet = new Packet(packets.length, direction, pair);
         packets.push(packet);
         return packet;
       });
@@ -81,12 +81,13 @@ export class NetDevice implements Device {
     this.#engine = this.#createEngine(packets);
     if (tap === undefined) return;
     this.#takeQueues(tap);
+    this.#configureQueues(tap);
     tap.onChange = () => this.#onLinkChange();
     tap.onReopen = () => this.#onReopen(tap);
   }
 
   #createEngine(packets: readonly Packet[]): Engine {
-    const complete = (packet: Packet): void => (this.pairs[packet.queue] as QueuePair).complete(packet);
+    const complete = (packet: Packet): void => (this.pairs[packet.pair] as QueuePair).complete(packet);
     if (this.tap === undefined) return new NullEngine(complete);
     try {
       return new UringEngine(this.tap.fds, packets, complete);
@@ -117,10 +118,12 @@ export class NetDevice implements Device {
   /** Takes chains of a transmit or receive ring. Returns how many were given back or submitted for transmission. */
   processQueue(vring: Vring, budget: number, attachment: NetAttachment): number {
     const pair = this.pairs[vring.index >> 1] as QueuePair;
-    const mayUse = pair.attached || (vring.enabled && pair.index < attachment.activePairs);
+    const mayUse = pair.attached || (pair.usable && vring.enabled && pair.index < attachment.activePairs);
     if (!pair.attached && mayUse && vring.backlog > 0) this.#use(pair);
     if ((vring.index & 1) === 1) {
-      return pair.transmitter.run(vring, budget, attachment.format.headerBytes, this.#engineWithLink);
+      // A driver may send by a pair that it does not receive with.
+      const queue = pair.attached ? pair.index : 0;
+      return pair.transmitter.run(vring, budget, attachment.format.headerBytes, queue, this.#engineWithLink);
     }
     // A driver that brings the first buffers to a pair begins to use it.
     vring.short = mayUse && !pair.attached && vring.backlog === 0;
@@ -147,12 +150,13 @@ export class NetDevice implements Device {
     else this.updateFilter();
     if (pair === undefined) return;
     if ((vring.index & 1) === 0) pair.receiveRing = vring.started && vring.enabled ? vring : undefined;
-    if (!vring.enabled || !vring.started) this.#unuse(pair);
+    if (!vring.enabled || !vring.started) this.#unuse([pair]);
   }
 
   /** Makes the TAP speak as this attachment's driver wants it to. */
   use(attachment: NetAttachment): void {
     this.#owner = attachment;
+    attachment.updateFormat();
     this.limitPairs(attachment.activePairs);
     this.updateFilter();
     const { offloads } = attachment;
@@ -174,14 +178,12 @@ export class NetDevice implements Device {
 
   /** Puts the filter of the driver onto the TAP. */
   updateFilter(): void {
-    const fd = this.tap?.fds[0];
-    if (fd !== undefined) this.#attempt(() => this.#filter.set(fd, this.#owner?.filterProgram));
+    this.#setFilter(this.#owner?.filterProgram);
   }
 
-  /** The same after other queues of the TAP came into use. */
-  #renewFilter(): void {
+  #setFilter(program: Uint8Array | undefined): void {
     const fd = this.tap?.fds[0];
-    if (fd !== undefined) this.#attempt(() => this.#filter.renew(fd, this.#owner?.filterProgram));
+    if (fd !== undefined) this.#attempt(() => this.#filter.set(fd, program));
   }
 
   /** False when there is no TAP. */
@@ -220,30 +222,39 @@ export class NetDevice implements Device {
       const pair = this.pairs[i] as QueuePair;
       pair.setQueue(fd);
       pair.attached = true;
-      this.#unuse(pair);
     });
-    this.#renewFilter();
+    this.#filter.forget();
+    this.#unuse(this.pairs);
+    this.updateFilter();
   }
 
   /** The driver uses this pair: the TAP may put packets there. */
   #use(pair: QueuePair): void {
     const { fd } = pair;
     if (fd === undefined) return;
+    this.#setFilter(undefined);
     pair.attached = this.#attempt(() => setQueueAttached(fd, true));
-    this.#renewFilter();
+    // Not again and again for every packet.
+    pair.usable = pair.attached;
+    this.updateFilter();
   }
 
-  /** The driver does not use this pair: packets go to others. The first one keeps the carrier up. */
-  #unuse(pair: QueuePair): void {
-    const { fd } = pair;
-    if (pair.index === 0 || !pair.attached || fd === undefined) return;
-    pair.attached = false;
-    this.#attempt(() => setQueueAttached(fd, false));
+  /** The driver does not use these pairs: packets go to others. The first one keeps the carrier up. */
+  #unuse(pairs: readonly QueuePair[]): void {
+    const used = pairs.filter((pair) => pair.index > 0 && pair.attached && pair.fd !== undefined);
+    if (used.length === 0) return;
+    this.#setFilter(undefined);
+    for (const pair of used) {
+      const { fd } = pair;
+      pair.attached = false;
+      if (fd !== undefined) this.#attempt(() => setQueueAttached(fd, false));
+    }
+    this.updateFilter();
   }
 
   /** The driver uses the first `count` pairs from now on. */
   limitPairs(count: number): void {
-    for (const pair of this.pairs.slice(count)) this.#unuse(pair);
+    this.#unuse(this.pairs.slice(count));
   }
 
   #onReceiveError(errno: number): void {
@@ -263,7 +274,7 @@ export class NetDevice implements Device {
     if (!tap.isOpen) return;
     this.#engine.replaceQueues(tap.fds);
     this.#takeQueues(tap);
-    if (this.#headerBytes !== 0) this.#configureQueues(tap);
+    this.#configureQueues(tap);
   }
 
   /** The status field: VIRTIO_NET_S_ bits. */

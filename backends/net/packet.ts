@@ -16,8 +16,10 @@ export class Packet {
   /** Index in the engine's table. */
   readonly id: number;
   readonly direction: typeof TRANSMIT | typeof RECEIVE;
+  /** Index of the queue pair it belongs to. */
+  readonly pair: number;
   /** Index of the TAP's queue. */
-  readonly queue: number;
+  queue: number;
   vring: Vring | undefined;
   /** Head of the chain that is transmitted. */
   head = 0;
@@ -31,10 +33,11 @@ export class Packet {
   result = 0;
   readonly #iovecs: PinnedMemory;
 
-  constructor(id: number, direction: typeof TRANSMIT | typeof RECEIVE, queue: number) {
+  constructor(id: number, direction: typeof TRANSMIT | typeof RECEIVE, pair: number) {
     this.id = id;
     this.direction = direction;
-    this.queue = queue;
+    this.pair = pair;
+    this.queue = pair;
     // One more than the guest's buffers: the place for what does not fit into them.
     this.#iovecs = allocatePinned((MAX_BUFFERS + 1) * IOVEC_BYTES);
   }

@@ -15,6 +15,8 @@ export class QueuePair {
   onReadable: () => void = () => undefined;
   /** The TAP puts packets into this queue. */
   attached = true;
+  /** The TAP did not refuse to. */
+  usable = true;
   /** The receive ring while it is started and enabled. */
   receiveRing: Vring | undefined;
   /** The queue's descriptor; undefined while there is no TAP. Not owned. */
@@ -33,6 +35,7 @@ export class QueuePair {
     this.#watch?.close();
     this.#watch = undefined;
     this.#armed = false;
+    this.usable = true;
     this.fd = fd;
     if (fd === undefined) return;
     this.#watch = watchReadable(fd, () => {

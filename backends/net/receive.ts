@@ -120,7 +120,8 @@ export class Receiver {
     if (run.chains === 0) return took;
     for (let i = 0; i < run.segments; i += 1) packet.append(run.address[i] as number, run.length[i] as number);
     // The start is left free for what the chains hold, should the packet have to be put together.
-    const rest = Math.min(SPILL_BYTES, format.maxBytes) - run.bytes;
+    // A byte more than can come shows that the MTU grew under our hands.
+    const rest = Math.min(SPILL_BYTES, format.maxBytes + 1) - run.bytes;
     if (rest > 0) packet.append(spill.address + run.bytes, rest);
     packet.vring = vring;
     return TAKEN;
@@ -181,6 +182,11 @@ export class Receiver {
         continue;
       }
       packets += 1;
+      if (this.#isCut(read.packet)) {
+        inPlace = false;
+        this.#counters.oversized += 1;
+        continue;
+      }
       this.#noteSize(read.run, result);
       if (inPlace && result <= read.run.bytes) {
         inPlace = this.#deliver(vring, read.run, result) === read.run.chains;
@@ -195,6 +201,11 @@ export class Receiver {
     this.#lot = packets === count ? Math.min(2 * this.#lot, LOT) : Math.max(1, packets);
     if (this.#waiting.length > 0) this.#deliverWaiting();
     return packets;
+  }
+
+  /** Whether the packet was larger than any that could come when its read was prepared: its end may be lost. */
+  #isCut({ result, bytes }: Packet): boolean {
+    return result === bytes && result > (this.#format as ReceiveFormat).maxBytes;
   }
 
   /** Decides how to read next: wide after a packet that needed several chains, narrow after a run of others. */

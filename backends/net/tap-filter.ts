@@ -1,7 +1,8 @@
 /**
- * The packet filter of a TAP, which is one for all its queues. The kernel keeps what was attached last in two places: in
- * each queue that is in use, and as the address of the program, which it reads again when a queue comes into use. So a
- * queue that comes back may bring an older program with it, and a TAP that outlived another process its address.
+ * The packet filter of a TAP, which is one for all its queues. No filter may be attached while a queue comes into use or
+ * goes out of it: one that goes takes the filter with it, where nobody can take it away, and one that comes does not come
+ * (tun_attach of the kernel returns after it gave the queue its filter). A TAP that outlived another process can have one
+ * whose program is gone. Source: drivers/net/tun.c.
  */
 
 import { EBADFD, SysError } from '../../protocol/sys/errors.ts';
@@ -14,11 +15,17 @@ function areEqual(a: Uint8Array | undefined, b: Uint8Array | undefined): boolean
 
 export class TapFilter {
   readonly #log: Logger;
-  #current: Uint8Array | undefined;
+  /** What is attached; false when that is not known. */
+  #current: Uint8Array | undefined | false = false;
   #complained = false;
 
   constructor(log: Logger) {
     this.#log = log;
+  }
+
+  /** The TAP is another one. */
+  forget(): void {
+    this.#current = false;
   }
 
   /**
@@ -26,11 +33,7 @@ export class TapFilter {
    * @throws SysError - EBADFD: the TAP was deleted
    */
   set(fd: number, program: Uint8Array | undefined): void {
-    if (!areEqual(program, this.#current)) this.renew(fd, program);
-  }
-
-  /** The same after other queues came into use. @throws SysError - EBADFD: the TAP was deleted */
-  renew(fd: number, program: Uint8Array | undefined): void {
+    if (this.#current !== false && areEqual(program, this.#current)) return;
     this.#current = undefined;
     try {
       // First without: the kernel limits the memory that both take together.

@@ -61,6 +61,13 @@ function hexMac(mac: Uint8Array): string {
   return Array.from(mac, (byte) => byte.toString(16).padStart(2, '0')).join(':');
 }
 
+/**
+ * How long to wait before a TAP that came back is tried again: who made it may hold it still, and nothing tells of the end
+ * of that. Doubled each time.
+ */
+const RETRY_MS = 20;
+const MAX_RETRY_MS = 5000;
+
 export class Tap {
   /** Called when link or MTU changed. */
   onChange: () => void = () => undefined;
@@ -80,6 +87,8 @@ export class Tap {
   readonly #watch: InterfaceWatch | undefined;
   #queues: OwnedFd[];
   #lastComplaint = '';
+  #retryTimer: NodeJS.Timeout | undefined;
+  #retryMs = RETRY_MS;
 
   /** @throws UsageError - the TAP cannot be had, or not be set up as wanted */
   constructor(options: TapOptions, log: Logger) {
@@ -146,7 +155,12 @@ export class Tap {
     }
     const queues = opened.map((queue) => queue.owned);
     const { name } = opened[0] as { name: string };
-    this.#setUp(name, queues, !existed);
+    try {
+      this.#setUp(name, queues, !existed);
+    } catch (error) {
+      for (const queue of queues) queue.close();
+      throw error;
+    }
     return { queues, name };
   }
 
@@ -226,6 +240,7 @@ export class Tap {
     const lost = this.#queues;
     this.#queues = [];
     this.#lastComplaint = '';
+    this.#retryMs = RETRY_MS;
     this.onReopen();
     for (const queue of lost) queue.close();
   }
@@ -233,6 +248,7 @@ export class Tap {
   /** Opens the TAP again, if somebody made it again, or else if we may make it ourselves. */
   #reopen(create: boolean): void {
     const { tap } = this.#options;
+    clearTimeout(this.#retryTimer);
     if (tap === undefined || (!create && interfaceState(tap) === undefined)) return;
     try {
       const { queues, name } = this.#open(tap);
@@ -241,9 +257,12 @@ export class Tap {
       this.#log.info(`${name} is back`);
       this.onReopen();
     } catch (error) {
-      if (!(error instanceof UsageError)) throw error;
+      // SysError: it went away again while it was set up.
+      if (!(error instanceof UsageError || error instanceof SysError)) throw error;
       if (error.message !== this.#lastComplaint) this.#log.warn(error.message);
       this.#lastComplaint = error.message;
+      this.#retryTimer = setTimeout(() => this.check(), this.#retryMs).unref();
+      this.#retryMs = Math.min(2 * this.#retryMs, MAX_RETRY_MS);
     }
   }
 
@@ -254,6 +273,7 @@ export class Tap {
   }
 
   close(): void {
+    clearTimeout(this.#retryTimer);
     this.#watch?.close();
     for (const queue of this.#queues) queue.close();
     this.#queues = [];

@@ -4,7 +4,7 @@
  */
 
 import { allocatePinned } from '../../protocol/sys/pinned.ts';
-import { ETHERNET_HEADER_BYTES, VIRTIO_NET_MAX_PACKET_BYTES } from '../../protocol/virtio/net.ts';
+import { ETHERNET_HEADER_BYTES, VIRTIO_NET_HDR, VIRTIO_NET_MAX_PACKET_BYTES } from '../../protocol/virtio/net.ts';
 import type { DescriptorChain } from '../../protocol/virtqueue/chain.ts';
 import { NO_FAULT } from '../../protocol/virtqueue/faults.ts';
 import type { Vring } from '../core/vring.ts';
@@ -14,6 +14,11 @@ import { MAX_BUFFERS } from './limits.ts';
 import type { Packet } from './packet.ts';
 
 const MAX_HEADER_BYTES = 12;
+
+/** What the kernel takes as hdr_len of a frame of so many bytes: nothing, or an Ethernet header at least. */
+function isGoodHdrLen(hdrLen: number, frameBytes: number): boolean {
+  return hdrLen === 0 || (hdrLen >= ETHERNET_HEADER_BYTES && hdrLen <= frameBytes);
+}
 
 export class Transmitter {
   readonly #free: Packet[];
@@ -27,8 +32,11 @@ export class Transmitter {
     this.#counters = counters;
   }
 
-  /** Takes up to `budget` chains and submits their packets; drops them when there is no link. Returns how many it took. */
-  run(vring: Vring, budget: number, headerBytes: number, engine: Engine | undefined): number {
+  /**
+   * Takes up to `budget` chains and submits their packets to a queue of the TAP; drops them when there is no link (no
+   * engine). Returns how many it took.
+   */
+  run(vring: Vring, budget: number, headerBytes: number, queue: number, engine: Engine | undefined): number {
     const { chain } = vring;
     const free = this.#free;
     const discard = engine === undefined || !vring.enabled;
@@ -37,13 +45,14 @@ export class Transmitter {
       const packet = free[free.length - 1];
       if (packet === undefined || !vring.pop()) break;
       if (chain.fault === NO_FAULT && !discard && this.#fits(chain, headerBytes)) {
-        if (!this.#fill(packet, chain, vring)) {
+        if (!this.#fill(packet, vring, headerBytes)) {
           vring.unpop(chain.head);
           break;
         }
         free.pop();
         packet.vring = vring;
         packet.head = chain.head;
+        packet.queue = queue;
         engine.submit(packet);
       } else this.#drop(vring, discard);
       taken += 1;
@@ -65,22 +74,42 @@ export class Transmitter {
   }
 
   /** False when the packet has to wait for another one to be written. */
-  #fill(packet: Packet, chain: DescriptorChain, vring: Vring): boolean {
+  #fill(packet: Packet, vring: Vring, headerBytes: number): boolean {
+    const { chain } = vring;
     packet.clear();
     const segments = chain.readableSegments;
-    if (segments > MAX_BUFFERS) return this.#gather(packet, chain, vring);
+    if (segments > MAX_BUFFERS || !this.#hasGoodHeader(vring, headerBytes)) {
+      return this.#gather(packet, vring, headerBytes);
+    }
     for (let i = 0; i < segments; i += 1) packet.append(chain.address[i] as number, chain.length[i] as number);
     return true;
   }
 
-  #gather(packet: Packet, chain: DescriptorChain, vring: Vring): boolean {
+  /**
+   * Whether the kernel takes the packet's hdr_len, if it can be seen at once. It refuses some values, but drivers may say
+   * anything there, 5.1.6.2.2.
+   */
+  #hasGoodHeader({ chain, host }: Vring, headerBytes: number): boolean {
+    const { memory } = host;
+    const end = VIRTIO_NET_HDR.hdr_len + 2;
+    if ((chain.length[0] as number) < end || !memory.locate(chain.guest[0] as number, end)) return false;
+    const hdrLen = memory.view.getUint16(memory.offset + VIRTIO_NET_HDR.hdr_len, true);
+    return isGoodHdrLen(hdrLen, chain.readableBytes - headerBytes);
+  }
+
+  #gather(packet: Packet, vring: Vring, headerBytes: number): boolean {
     if (this.#bounced !== undefined) return false;
     this.#bounced = packet;
+    const { chain } = vring;
     let at = 0;
     for (let i = 0; i < chain.readableSegments; i += 1) {
       const length = chain.length[i] as number;
       vring.host.memory.copyOut(chain.guest[i] as number, this.#bounce.bytes.subarray(at, at + length));
       at += length;
+    }
+    const { data } = this.#bounce;
+    if (!isGoodHdrLen(data.getUint16(VIRTIO_NET_HDR.hdr_len, true), at - headerBytes)) {
+      data.setUint16(VIRTIO_NET_HDR.hdr_len, 0, true);
     }
     packet.append(this.#bounce.address, at);
     return true;
