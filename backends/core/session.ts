@@ -4,12 +4,7 @@
  * up only its own connection. Source: vhost-user, Front-end message types, Ring states.
  */
 
-import {
-  GuestMemory,
-  MAX_MEMORY_REGIONS,
-  type MemoryRegion,
-  type RegionDescription,
-} from '../../protocol/memory/guest-memory.ts';
+import { GuestMemory, MAX_MEMORY_REGIONS, type RegionDescription } from '../../protocol/memory/guest-memory.ts';
 import { Notifier } from '../../protocol/sys/notifier.ts';
 import { OwnedFd } from '../../protocol/sys/owned-fd.ts';
 import { socketRole, UnixStream } from '../../protocol/sys/unix-socket.ts';
@@ -71,6 +66,12 @@ const CONFIG_FLAG_MIGRATION = 1;
 /** Refused requests of one connection that are logged. */
 const MAX_LOGGED_REFUSALS = 20;
 
+const MAX_REMEMBERED_REMOVALS = 64;
+
+function isSameRegion(a: RegionDescription, b: RegionDescription): boolean {
+  return a.guestAddress === b.guestAddress && a.size === b.size && a.userAddress === b.userAddress;
+}
+
 /** What all connections of a daemon share. */
 export interface SessionContext {
   readonly device: Device;
@@ -91,6 +92,8 @@ export class Session implements VringHost {
   #protocolFeatures = 0n;
   /** The driver's device status as the front end told it. */
   #status = 0n;
+  /** Regions that were removed last: a front end may say it again. */
+  #removed: RegionDescription[] = [];
   #inflight: InflightMemory | undefined;
   #backendChannel: Endpoint | undefined;
   #memoryFault = false;
@@ -242,12 +245,19 @@ export class Session implements VringHost {
     });
     d.on(FRONTEND.GET_MAX_MEM_SLOTS, () => BigInt(MAX_MEMORY_REGIONS));
     d.on(FRONTEND.ADD_MEM_REG, (region, [fd]) => {
+      // QEMU 7.2 says everything once per queue pair of a network device, on the same connection.
+      if (this.memory.findExact(region) !== undefined) return;
       this.memory.add(region, fd as OwnedFd);
       this.#placeRings();
     });
     d.on(FRONTEND.REM_MEM_REG, async (region) => {
-      const found = this.#regionToRemove(region);
+      const found = this.memory.findExact(region);
+      if (found === undefined) {
+        if (this.#removed.some((other) => isSameRegion(region, other))) return;
+        throw new Refused(`no region of ${region.size} bytes at guest address 0x${region.guestAddress.toString(16)}`);
+      }
       await this.#changeMemory(() => this.memory.remove(found));
+      this.#removed = [...this.#removed.slice(-MAX_REMEMBERED_REMOVALS), region];
     });
     d.on(FRONTEND.GET_INFLIGHT_FD, (request) => {
       const { reply, fd } = createInflightFd(request, this.#vrings.length);
@@ -262,14 +272,6 @@ export class Session implements VringHost {
       if (next.wasUsed) this.attachment.restoreState(next.deviceState);
       else this.#saveState();
     });
-  }
-
-  #regionToRemove(region: RegionDescription): MemoryRegion {
-    const found = this.memory.findExact(region);
-    if (found === undefined) {
-      throw new Refused(`no region of ${region.size} bytes at guest address 0x${region.guestAddress.toString(16)}`);
-    }
-    return found;
   }
 
   /** Changes the memory while no ring uses it, and goes on with the rings that are still in it. */

@@ -82,7 +82,10 @@ export function openTapQueue(name: string, multiQueue: boolean): TapQueue {
   try {
     fillIfreq(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (multiQueue ? IFF_MULTI_QUEUE : 0));
     checked(libc.ioctl(owned.fd, TUNSETIFF, ifreq.address), 'ioctl', `TUNSETIFF ${name}`);
-    return { owned, name: nameInIfreq() };
+    const opened = inspectTap(owned.fd);
+    // While others have queues of it, their flags count and not ours.
+    if (!opened.hasVnetHeader) throw new SysError('ioctl', EBUSY, `TUNSETIFF ${name}: no IFF_VNET_HDR`);
+    return { owned, name: opened.name };
   } catch (error) {
     owned.close();
     throw error;

@@ -136,7 +136,10 @@ export class BenchLoad {
         this.#measuring = false;
         measuredTo = this.#now;
       }
-      if (this.#driver.frontend.isReconnecting) lastProgress = this.#now;
+      if (this.#driver.frontend.isReconnecting) {
+        if (interrupted.aborted) break;
+        lastProgress = this.#now;
+      }
       if (this.#now - lastProgress > this.#options.timeoutMs) {
         throw new PeerError(`none of ${this.#outstanding} requests was completed within ${this.#options.timeoutMs} ms`);
       }

@@ -156,6 +156,7 @@ export class NetLoad {
         this.#measuring = false;
         measuredTo = this.#now;
       }
+      if (interrupted.aborted && this.#driver.frontend.isReconnecting) break;
       if (this.#now - lastSent > timeoutMs) {
         throw new PeerError(`none of ${this.#outstanding()} packets was taken within ${timeoutMs} ms`);
       }

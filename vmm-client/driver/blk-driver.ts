@@ -213,8 +213,9 @@ export class BlkDriver {
 
   /** Stops the queues (what is in flight is completed first), ends the connection and frees the memory. Idempotent. */
   async close(): Promise<void> {
+    // Rings of a back end that is away need no stopping.
     const stopped =
-      this.#failure === undefined
+      this.#failure === undefined && !this.frontend.isReconnecting
         ? await Promise.allSettled(this.queues.map((queue) => this.frontend.stopVring(queue.index)))
         : [];
     this.fail(new PeerError('the driver was closed'));

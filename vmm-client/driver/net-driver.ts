@@ -242,7 +242,8 @@ export class NetDriver {
 
   /** Stops the queues, ends the connection and frees the memory. Idempotent. */
   async close(): Promise<void> {
-    const isSound = this.#failure === undefined;
+    // Rings of a back end that is away need no stopping.
+    const isSound = this.#failure === undefined && !this.frontend.isReconnecting;
     // Before anything is awaited: nobody is to be called any more.
     this.#receiver = undefined;
     this.#poller = undefined;
