@@ -85,7 +85,7 @@ describe('a region is refused', () => {
   it.each<[string, RawRegion, RawRegion]>([
     ['as guest memory', at(0, 2 * PAGE), at(PAGE, PAGE, { userAddress: 0x7100_0000_0000 })],
     ['as user memory', at(0, 2 * PAGE), at(0x10_0000, PAGE, { userAddress: 0x7000_0000_0000 + PAGE })],
-    ['altogether', at(0, PAGE), at(0, PAGE)],
+    ['almost altogether', at(0, PAGE), at(0, PAGE, { userAddress: 0x7000_0000_1000 })],
     ['because one holds the other', at(PAGE, PAGE), at(0, 3 * PAGE, { userAddress: 0x7200_0000_0000 })],
   ])('that overlaps another %s', async (_, first, second) => {
     const frontend = await daemon().negotiate({ protocolFeatures: [PROTOCOL.CONFIGURE_MEM_SLOTS] });
@@ -95,6 +95,21 @@ describe('a region is refused', () => {
     await frontend.require(REQUEST.SET_MEM_TABLE, memoryTable([first]), [fd]);
     expect(await frontend.isRefused(REQUEST.ADD_MEM_REG, singleRegion(second), [fd])).toBe('nack');
 
+    await expectUsable(frontend);
+  });
+
+  it('unless it is the same one again, as QEMU 7.2 says it for each pair of queues', async () => {
+    const frontend = await daemon().negotiate({ protocolFeatures: [PROTOCOL.CONFIGURE_MEM_SLOTS] });
+    const fd = memfd(4 * PAGE);
+    const [first, second] = [at(0, PAGE), at(PAGE, PAGE)];
+    for (const region of [first, second, first, second]) {
+      await frontend.require(REQUEST.ADD_MEM_REG, singleRegion(region), [fd]);
+    }
+    for (const region of [first, second, first, second]) {
+      await frontend.require(REQUEST.REM_MEM_REG, singleRegion(region));
+    }
+
+    expect(await frontend.isRefused(REQUEST.REM_MEM_REG, singleRegion(at(2 * PAGE, PAGE)))).toBe('nack');
     await expectUsable(frontend);
   });
 
