@@ -9,7 +9,7 @@ import type { Vring } from './vring.ts';
 export interface RingTraits {
   /**
    * Its heads are buffers for what comes from outside, and not requests: ones that wait are no work. The device says by
-   * `vring.short` when it needs more of them.
+   * `vring.noteShort` when it needs more of them.
    */
   readonly offersBuffers: boolean;
   /** It is processed while started but disabled too, without side effects: the device looks at `vring.enabled`. */

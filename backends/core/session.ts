@@ -209,6 +209,10 @@ export class Session implements VringHost {
     d.on(FRONTEND.SET_FEATURES, (accepted) => {
       const unknown = accepted & ~offered;
       if (unknown !== 0n) throw new Refused(`features 0x${unknown.toString(16)} were not offered`);
+      // Repeating them is fine (QEMU does it for each pair of queues); rings in service keep theirs.
+      if (accepted !== this.#features && this.#vrings.some((vring) => vring.started)) {
+        throw new Refused('a ring is started, and other features were negotiated for it');
+      }
       this.#features = accepted;
       this.attachment.setFeatures(accepted);
       if (hasFeature(accepted, VHOST_USER_F_PROTOCOL_FEATURES)) return;

@@ -64,8 +64,6 @@ export class Vring {
   base = 0;
   addresses: RingAddresses | undefined;
   broken = false;
-  /** A ring of buffers has fewer than the device needs: it wants to be told of the next. */
-  short = false;
   /** Chains returned without being served, since the ring was started. */
   chainFaults = 0;
   /** The chain of the last successful `pop`. */
@@ -78,6 +76,8 @@ export class Vring {
   #resubmitted = 0;
   #traits: RingTraits = REQUEST_RING;
   #enabled = false;
+  /** Available index up to which a ring of buffers has too few of them; -1 while it has enough. */
+  #shortAt = -1;
   #draining: { promise: Promise<void>; resolve: () => void } | undefined;
   #kick: Notifier | undefined;
   #kickWatch: Watch | undefined;
@@ -115,6 +115,21 @@ export class Vring {
 
   get offersBuffers(): boolean {
     return this.#traits.offersBuffers;
+  }
+
+  /** A ring of buffers has fewer than the device needs. */
+  get short(): boolean {
+    return this.#shortAt >= 0;
+  }
+
+  /** The device holds all buffers there are, and they are too few: it is to be told of the next. Before it gives them back. */
+  noteShort(): void {
+    this.#shortAt = (this.#queue as SplitQueue).nextAvail;
+  }
+
+  /** The device looks at the ring's buffers again. */
+  noteEnough(): void {
+    this.#shortAt = -1;
   }
 
   /** Whether the ring was found in guest memory. */
@@ -171,7 +186,7 @@ export class Vring {
     this.#started = true;
     this.broken = false;
     this.chainFaults = 0;
-    this.short = false;
+    this.#shortAt = -1;
     this.#call?.signal();
     this.host.attachment.ringChanged(this);
   }
@@ -203,7 +218,9 @@ export class Vring {
     const queue = this.#queue;
     if (queue === undefined) return;
     // Buffers that an earlier life of the daemon fetched and nobody filled are the ring's next ones.
-    this.base = (queue.nextAvail - (this.#resubmit.length - this.#resubmitted)) & 0xffff;
+    const unfilled = this.#resubmit.slice(this.#resubmitted);
+    for (const head of unfilled) this.#inflight?.unfetch(head);
+    this.base = (queue.nextAvail - unfilled.length) & 0xffff;
     // Whoever serves the ring next must not find us asking not to be kicked.
     queue.enableKicks();
     this.#queue = undefined;
@@ -306,7 +323,8 @@ export class Vring {
     this.#inflight?.commit(queue.publishedUsed);
     this.#untold += this.#staged;
     this.#staged = 0;
-    if (this.#resubmitted === 0 || this.#resubmitted < this.#resubmit.length) return;
+    // Those that are in flight still may be given back.
+    if (this.#resubmitted === 0 || this.#resubmitted < this.#resubmit.length || this.inFlight > 0) return;
     this.#resubmit = [];
     this.#resubmitted = 0;
   }
@@ -320,7 +338,7 @@ export class Vring {
     if (!this.runnable) return false;
     const queue = this.#queue as SplitQueue;
     if (!this.#traits.offersBuffers) return queue.enableKicks();
-    return this.short && queue.enableKicks(queue.seenAvail);
+    return this.#shortAt >= 0 && queue.enableKicks(this.#shortAt);
   }
 
   /** Takes no more requests and waits for those in flight. */

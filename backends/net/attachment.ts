@@ -65,7 +65,7 @@ export class NetAttachment implements Attachment, Controlled {
     this.#program = undefined;
     this.#announces = false;
     this.updateFormat();
-    if (this.#device.isOwner(this)) this.#device.use(this);
+    if (this.#device.isOwner(this)) this.#device.adopt(this);
   }
 
   hasNegotiated(feature: number): boolean {
@@ -139,7 +139,7 @@ export class NetAttachment implements Attachment, Controlled {
     if ((features & ~(this.#accepted & GUEST_OFFLOADS)) !== 0n) return false;
     this.offloads = tapOffloads(features);
     this.updateFormat();
-    if (this.#device.isOwner(this)) this.#device.use(this);
+    if (this.#device.isOwner(this)) this.#device.adopt(this);
     return true;
   }
 

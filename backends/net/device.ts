@@ -5,10 +5,9 @@
  */
 
 import { EBADFD, EINVAL, EIO, ENOSYS, EPERM, SysError } from '../../protocol/sys/errors.ts';
-import { allocatePinned } from '../../protocol/sys/pinned.ts';
-import { readPacket, setOffloads, setQueueAttached, setVnetHeaderBytes, writePacket } from '../../protocol/sys/tap.ts';
+import { supportsNowait } from '../../protocol/sys/tap.ts';
 import { VHOST_USER_PROTOCOL_F_MTU, VHOST_USER_PROTOCOL_F_RARP } from '../../protocol/vhost-user/features.ts';
-import { VIRTIO_NET_HDR_BYTES, VIRTIO_NET_S_LINK_UP } from '../../protocol/virtio/net.ts';
+import { VIRTIO_NET_S_LINK_UP } from '../../protocol/virtio/net.ts';
 import { featureMask } from '../../protocol/virtio/reserved-features.ts';
 import type { Device } from '../core/device.ts';
 import type { Logger } from '../core/logging.ts';
@@ -25,11 +24,7 @@ import { Packet, RECEIVE, TRANSMIT } from './packet.ts';
 import { QueuePair } from './queue-pair.ts';
 import { rarpAnnouncement } from './rarp.ts';
 import type { Tap } from './tap.ts';
-import { TapFilter } from './tap-filter.ts';
-
-/** Packets that were queued for an earlier driver and are thrown away, at most. */
-const MAX_PURGED = 65_536;
-const PURGE_BYTES = 128 * 1024;
+import { TapPort } from './tap-port.ts';
 
 export class NetDevice implements Device {
   readonly type = 'net';
@@ -48,20 +43,17 @@ export class NetDevice implements Device {
   readonly tap: Tap | undefined;
   readonly #log: Logger;
   readonly #engine: Engine;
-  /** What the TAP gives us now: TUN_F_ bits, and the length of its header. */
-  #offloads = 0;
-  #headerBytes = VIRTIO_NET_HDR_BYTES;
+  readonly #port: TapPort | undefined;
+  /** The attachment whose driver the TAP is set up for. */
   #owner: NetAttachment | undefined;
-  readonly #filter: TapFilter;
-  readonly #scratch = allocatePinned(PURGE_BYTES);
-  readonly #scratchIovec = allocatePinned(16);
+  #checkIsDue = false;
 
   /** Takes over the TAP. @throws SysError - io_uring failed in a way that is not "not to be had" */
   constructor(tap: Tap | undefined, profile: NetProfile, log: Logger) {
     this.tap = tap;
     this.profile = profile;
     this.#log = log;
-    this.#filter = new TapFilter(log);
+    this.#port = tap === undefined ? undefined : new TapPort(tap, log);
     this.maxQueues = 2 * profile.pairs + (profile.controlQueue ? 1 : 0);
     this.features = netFeatures(profile);
     this.counters = new Counters(log);
@@ -74,27 +66,31 @@ export class NetDevice implements Device {
       });
     this.pairs = Array.from({ length: profile.pairs }, (_, index) => {
       const pair = new QueuePair(index, make(TRANSMIT, index), make(RECEIVE, index), this.counters);
-      pair.receiver.onError = (errno) => this.#onReceiveError(errno);
+      pair.onError = (errno) => this.#onError(pair, errno);
       pair.onReadable = () => this.onCompletion();
       return pair;
     });
     this.#engine = this.#createEngine(packets);
     if (tap === undefined) return;
-    this.#takeQueues(tap);
-    this.#configureQueues(tap);
+    this.#takeQueues(tap.fds);
     tap.onChange = () => this.#onLinkChange();
-    tap.onReopen = () => this.#onReopen(tap);
+    tap.onQueuesChange = () => this.#onQueuesChange(tap);
   }
 
   #createEngine(packets: readonly Packet[]): Engine {
     const complete = (packet: Packet): void => (this.pairs[packet.pair] as QueuePair).complete(packet);
     if (this.tap === undefined) return new NullEngine(complete);
+    const { fds } = this.tap;
+    if (!supportsNowait(fds[0] as number)) {
+      this.#log.warn('TAPs of this kernel (before 6.4) need one system call a packet, which is slower');
+      return new SyscallEngine(fds, complete);
+    }
     try {
-      return new UringEngine(this.tap.fds, packets, complete);
+      return new UringEngine(fds, packets, complete);
     } catch (error) {
       if (!(error instanceof SysError) || ![ENOSYS, EPERM, EINVAL].includes(error.errno)) throw error;
       this.#log.warn(`io_uring is not to be had (${error.code}): one system call a packet, which is slower`);
-      return new SyscallEngine(this.tap.fds, complete);
+      return new SyscallEngine(fds, complete);
     }
   }
 
@@ -118,17 +114,23 @@ export class NetDevice implements Device {
   /** Takes chains of a transmit or receive ring. Returns how many were given back or submitted for transmission. */
   processQueue(vring: Vring, budget: number, attachment: NetAttachment): number {
     const pair = this.pairs[vring.index >> 1] as QueuePair;
-    const mayUse = pair.attached || (pair.usable && vring.enabled && pair.index < attachment.activePairs);
-    if (!pair.attached && mayUse && vring.backlog > 0) this.#use(pair);
     if ((vring.index & 1) === 1) {
       // A driver may send by a pair that it does not receive with.
       const queue = pair.attached ? pair.index : 0;
       return pair.transmitter.run(vring, budget, attachment.format.headerBytes, queue, this.#engineWithLink);
     }
-    // A driver that brings the first buffers to a pair begins to use it.
-    vring.short = mayUse && !pair.attached && vring.backlog === 0;
-    if (this.tap?.isOpen !== true || !pair.attached) return 0;
+    vring.noteEnough();
+    if (this.tap?.isOpen !== true || !(pair.attached || this.#beginToUse(pair, vring, attachment))) return 0;
     return pair.receiver.run(vring, budget, attachment.format, this.#engine);
+  }
+
+  /** A driver that brings the first buffers to a pair begins to use it. Returns whether it does. */
+  #beginToUse(pair: QueuePair, vring: Vring, attachment: NetAttachment): boolean {
+    if (!pair.usable || pair.index >= attachment.activePairs) return false;
+    const { backlog } = vring;
+    if (backlog === 0) vring.noteShort();
+    else this.#attach(pair);
+    return pair.attached;
   }
 
   poll(): number {
@@ -146,29 +148,28 @@ export class NetDevice implements Device {
   /** The rings of an attachment came into service or left it: the TAP follows what its driver negotiated. */
   ringChanged(attachment: NetAttachment, vring: Vring): void {
     const pair = this.pairs[vring.index >> 1];
-    if (vring.started) this.use(attachment);
+    if (vring.started) this.adopt(attachment);
     else this.updateFilter();
     if (pair === undefined) return;
-    if ((vring.index & 1) === 0) pair.receiveRing = vring.started && vring.enabled ? vring : undefined;
-    if (!vring.enabled || !vring.started) this.#unuse([pair]);
+    if ((vring.index & 1) === 0) {
+      pair.receiveRing = vring.started && vring.enabled ? vring : undefined;
+      if (!vring.started) pair.receiver.reset();
+    }
+    if (!vring.enabled || !vring.started) this.#detach([pair]);
   }
 
   /** Makes the TAP speak as this attachment's driver wants it to. */
-  use(attachment: NetAttachment): void {
+  adopt(attachment: NetAttachment): void {
+    // What waits in the TAP was for another driver, or for one that takes more.
+    let stale = this.#owner !== attachment;
     this.#owner = attachment;
     attachment.updateFormat();
     this.limitPairs(attachment.activePairs);
     this.updateFilter();
-    const { offloads } = attachment;
-    const { headerBytes } = attachment.format;
-    if (offloads === this.#offloads && headerBytes === this.#headerBytes) return;
-    const lacks = (this.#offloads & ~offloads) !== 0 || headerBytes !== this.#headerBytes;
-    this.#offloads = offloads;
-    this.#headerBytes = headerBytes;
+    stale = this.#port?.configure(attachment.offloads, attachment.format.headerBytes) === true || stale;
+    if (!stale) return;
     for (const pair of this.pairs) pair.receiver.reset();
-    if (this.tap === undefined || !this.#configureQueues(this.tap)) return;
-    // What waits in the TAP was meant for a driver that takes more.
-    if (lacks) for (const fd of this.tap.fds) this.#purge(fd);
+    this.#port?.purge();
   }
 
   /** Whether `attachment` is the one that the TAP is set up for. */
@@ -178,89 +179,56 @@ export class NetDevice implements Device {
 
   /** Puts the filter of the driver onto the TAP. */
   updateFilter(): void {
-    this.#setFilter(this.#owner?.filterProgram);
-  }
-
-  #setFilter(program: Uint8Array | undefined): void {
-    const fd = this.tap?.fds[0];
-    if (fd !== undefined) this.#attempt(() => this.#filter.set(fd, program));
-  }
-
-  /** False when there is no TAP. */
-  #configureQueues(tap: Tap): boolean {
-    const { fds } = tap;
-    if (fds.length === 0) return false;
-    return this.#attempt(() => {
-      for (const fd of fds) setVnetHeaderBytes(fd, this.#headerBytes);
-      if (setOffloads(fds[0] as number, this.#offloads)) return;
-      this.#log.warn(`${tap.name} does not take the offloads 0x${this.#offloads.toString(16)}`);
-    });
-  }
-
-  /** Does something to the TAP, which may be deleted under our hands. False when that failed. */
-  #attempt(act: () => void): boolean {
-    try {
-      act();
-      return true;
-    } catch (error) {
-      if (!(error instanceof SysError)) throw error;
-      if (error.errno === EBADFD) this.tap?.check();
-      else this.#log.error(error.message);
-      return false;
-    }
-  }
-
-  #purge(fd: number): void {
-    this.#scratchIovec.setU64(0, this.#scratch.address);
-    this.#scratchIovec.setU64(8, PURGE_BYTES);
-    for (let i = 0; i < MAX_PURGED && readPacket(fd, this.#scratchIovec.address, 1) >= 0; i += 1);
+    this.#port?.setFilter(this.#owner?.filterProgram);
   }
 
   /** Puts the TAP's queues behind the pairs. Only the first is in use until a driver uses others. */
-  #takeQueues(tap: Tap): void {
-    tap.fds.forEach((fd, i) => {
+  #takeQueues(fds: readonly number[]): void {
+    fds.forEach((fd, i) => {
       const pair = this.pairs[i] as QueuePair;
       pair.setQueue(fd);
       pair.attached = true;
     });
-    this.#filter.forget();
-    this.#unuse(this.pairs);
-    this.updateFilter();
+    this.#port?.renew();
+    this.#detach(this.pairs);
   }
 
   /** The driver uses this pair: the TAP may put packets there. */
-  #use(pair: QueuePair): void {
-    const { fd } = pair;
-    if (fd === undefined) return;
-    this.#setFilter(undefined);
-    pair.attached = this.#attempt(() => setQueueAttached(fd, true));
+  #attach(pair: QueuePair): void {
+    if (pair.fd === undefined || this.#port === undefined) return;
+    pair.attached = this.#port.setAttached([pair.fd], true);
     // Not again and again for every packet.
     pair.usable = pair.attached;
-    this.updateFilter();
   }
 
   /** The driver does not use these pairs: packets go to others. The first one keeps the carrier up. */
-  #unuse(pairs: readonly QueuePair[]): void {
-    const used = pairs.filter((pair) => pair.index > 0 && pair.attached && pair.fd !== undefined);
-    if (used.length === 0) return;
-    this.#setFilter(undefined);
-    for (const pair of used) {
-      const { fd } = pair;
+  #detach(pairs: readonly QueuePair[]): void {
+    const fds: number[] = [];
+    for (const pair of pairs) {
+      if (pair.index === 0 || !pair.attached || pair.fd === undefined) continue;
       pair.attached = false;
-      if (fd !== undefined) this.#attempt(() => setQueueAttached(fd, false));
+      fds.push(pair.fd);
     }
-    this.updateFilter();
+    if (fds.length > 0) this.#port?.setAttached(fds, false);
   }
 
   /** The driver uses the first `count` pairs from now on. */
   limitPairs(count: number): void {
-    this.#unuse(this.pairs.slice(count));
+    this.#detach(this.pairs.slice(count));
   }
 
-  #onReceiveError(errno: number): void {
-    // Deleted, or down: the link's state tells what is to be done.
-    if (errno === EBADFD || errno === EIO) this.tap?.check();
-    else this.counters.noteError(errno);
+  /** A call of the kernel failed, and a packet may be lost. */
+  #onError(pair: QueuePair, errno: number): void {
+    this.counters.noteError(errno);
+    // It may fail again at once, and must not keep us busy.
+    pair.rest();
+    // Deleted, or down: the link's state tells what is to be done, but not in the middle of a pass.
+    if ((errno !== EBADFD && errno !== EIO) || this.#checkIsDue) return;
+    this.#checkIsDue = true;
+    setImmediate(() => {
+      this.#checkIsDue = false;
+      this.tap?.check();
+    });
   }
 
   #onLinkChange(): void {
@@ -269,12 +237,12 @@ export class NetDevice implements Device {
     this.onCompletion();
   }
 
-  #onReopen(tap: Tap): void {
+  #onQueuesChange(tap: Tap): void {
     for (const pair of this.pairs) pair.setQueue(undefined);
     if (!tap.isOpen) return;
     this.#engine.replaceQueues(tap.fds);
-    this.#takeQueues(tap);
-    this.#configureQueues(tap);
+    this.#takeQueues(tap.fds);
+    this.onCompletion();
   }
 
   /** The status field: VIRTIO_NET_S_ bits. */
@@ -293,15 +261,7 @@ export class NetDevice implements Device {
 
   /** SEND_RARP: the guest runs here now; switches learn it from a packet of its address. */
   announce(address: Uint8Array): void {
-    const fd = this.tap?.fds[0];
-    if (fd === undefined) return;
-    const frame = rarpAnnouncement(address);
-    const header = this.#headerBytes;
-    this.#scratch.bytes.fill(0, 0, header);
-    this.#scratch.bytes.set(frame, header);
-    this.#scratchIovec.setU64(0, this.#scratch.address);
-    this.#scratchIovec.setU64(8, header + frame.length);
-    const result = writePacket(fd, this.#scratchIovec.address, 1);
+    const result = this.#port?.send(rarpAnnouncement(address)) ?? 0;
     if (result < 0) this.counters.noteError(-result);
   }
 

@@ -6,7 +6,7 @@ import { VIRTIO_NET_MAX_MTU, VIRTIO_NET_MIN_MTU } from '../../protocol/virtio/ne
 import { type CoreOptions, checkCoreOptions, createCommand, UsageError, wholeNumber } from '../core/options.ts';
 import { parseIpv4, parseIpv6, parseMac } from './addresses.ts';
 import { MAX_PAIRS } from './limits.ts';
-import type { TapOptions } from './tap.ts';
+import type { TapOptions } from './tap-setup.ts';
 
 export interface NetOptions extends CoreOptions, TapOptions {
   /** No TAP. */

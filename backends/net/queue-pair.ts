@@ -7,12 +7,17 @@ import { type Packet, TRANSMIT } from './packet.ts';
 import { Receiver } from './receive.ts';
 import { Transmitter } from './transmit.ts';
 
+/** How long not to listen after an error. */
+const REST_MS = 100;
+
 export class QueuePair {
   readonly index: number;
   readonly receiver: Receiver;
   readonly transmitter: Transmitter;
   /** Called when the TAP has packets, once after each `arm`. */
   onReadable: () => void = () => undefined;
+  /** Called with each errno of a packet that did not get through, but EAGAIN. */
+  onError: (errno: number) => void = () => undefined;
   /** The TAP puts packets into this queue. */
   attached = true;
   /** The TAP did not refuse to. */
@@ -23,11 +28,15 @@ export class QueuePair {
   fd: number | undefined;
   #watch: Watch | undefined;
   #armed = false;
+  #resting = false;
+  /** Packets sent in this pass. */
+  #transmitted = 0;
 
   constructor(index: number, transmit: readonly Packet[], receive: readonly Packet[], counters: Counters) {
     this.index = index;
-    this.transmitter = new Transmitter(transmit, counters);
-    this.receiver = new Receiver(receive, counters);
+    const onError = (errno: number): void => this.onError(errno);
+    this.transmitter = new Transmitter(transmit, counters, onError);
+    this.receiver = new Receiver(receive, counters, onError);
   }
 
   /** Takes another descriptor; called before the old one is closed. */
@@ -48,9 +57,19 @@ export class QueuePair {
   /** Asks to be told of packets, if the receive ring has buffers for them. */
   arm(): void {
     const ring = this.receiveRing;
-    if (this.#armed || !this.attached || ring === undefined || !ring.runnable || ring.short) return;
+    if (this.#armed || this.#resting || !this.attached || ring === undefined || !ring.runnable || ring.short) return;
     this.#armed = true;
     this.#watch?.resume();
+  }
+
+  /** Does not listen to the TAP for a while. */
+  rest(): void {
+    if (this.#resting) return;
+    this.#resting = true;
+    setTimeout(() => {
+      this.#resting = false;
+      this.onReadable();
+    }, REST_MS).unref();
   }
 
   #disarm(): void {
@@ -70,6 +89,4 @@ export class QueuePair {
     this.#transmitted = 0;
     return sent + this.receiver.finish();
   }
-
-  #transmitted = 0;
 }

@@ -35,6 +35,8 @@ const TAKEN = 0;
 const NONE = 1;
 /** The next chain is no buffer, and it is not its turn to go back. */
 const BLOCKED = 2;
+/** The run takes no more. */
+const FULL = 3;
 
 /** What a driver negotiated, as far as receiving goes. */
 export interface ReceiveFormat {
@@ -53,10 +55,9 @@ interface Read {
 }
 
 export class Receiver {
-  /** Called with each error that is not EAGAIN; the packet, if there was one, is lost. */
-  onError: (errno: number) => void = () => undefined;
   readonly #reads: Read[];
   readonly #counters: Counters;
+  readonly #onError: (errno: number) => void;
   /** Reads of the lot that was submitted, and how many of them did not end yet. */
   #count = 0;
   #outstanding = 0;
@@ -71,8 +72,10 @@ export class Receiver {
   /** Chains that were given back unused in this pass: bounded, or a driver could keep us busy with them. */
   #refused = 0;
 
-  constructor(packets: readonly Packet[], counters: Counters) {
+  /** @param onError is called with each errno that is not EAGAIN; the packet, if there was one, is lost */
+  constructor(packets: readonly Packet[], counters: Counters, onError: (errno: number) => void) {
     this.#counters = counters;
+    this.#onError = onError;
     this.#reads = packets.map((packet) => ({
       packet,
       run: new BufferRun(MAX_BUFFERS),
@@ -103,7 +106,7 @@ export class Receiver {
       if (took !== TAKEN) break;
       count += 1;
     }
-    vring.short = count === 0 && took === NONE;
+    if (count === 0 && took === NONE) vring.noteShort();
     this.#count = count;
     this.#outstanding = count;
     for (let i = 0; i < count; i += 1) engine.submit((this.#reads[i] as Read).packet);
@@ -178,7 +181,7 @@ export class Receiver {
       const { result } = read.packet;
       if (result <= 0) {
         inPlace = false;
-        if (result !== -EAGAIN) this.onError(-result);
+        if (result !== -EAGAIN) this.#onError(-result);
         continue;
       }
       packets += 1;
@@ -253,21 +256,24 @@ export class Receiver {
     const format = this.#format as ReceiveFormat;
     const run = this.#copyRun;
     run.clear();
-    let took = TAKEN;
-    while (run.bytes < bytes.length && took === TAKEN) {
+    while (run.bytes < bytes.length) {
       const full = run.isFull || run.chains === vring.size || (run.chains === 1 && !format.mergeable);
-      took = full ? BLOCKED : this.#take(run, vring, format, true);
+      const took = full ? FULL : this.#take(run, vring, format, true);
+      if (took === TAKEN) continue;
+      if (took === BLOCKED && run.chains > 0) {
+        // Or the ring would stand still: what precedes it goes back empty, and it is the next.
+        run.push(vring, run.chains, 0);
+        run.clear();
+        continue;
+      }
+      if (took === NONE) vring.noteShort();
+      run.giveBack(vring);
+      // What the driver offers can never hold it.
+      if (took === FULL) this.#counters.oversized += 1;
+      return took === FULL;
     }
-    if (run.bytes >= bytes.length) {
-      run.copyIn(vring.host.memory, bytes);
-      this.#deliver(vring, run, bytes.length);
-      return true;
-    }
-    // In the way of what? With buffers before it: what the driver offers can never hold the packet.
-    const hopeless = took === BLOCKED && run.chains > 0;
-    run.giveBack(vring);
-    if (hopeless) this.#counters.oversized += 1;
-    else vring.short = took === NONE;
-    return hopeless;
+    run.copyIn(vring.host.memory, bytes);
+    this.#deliver(vring, run, bytes.length);
+    return true;
   }
 }

@@ -23,13 +23,16 @@ function isGoodHdrLen(hdrLen: number, frameBytes: number): boolean {
 export class Transmitter {
   readonly #free: Packet[];
   readonly #counters: Counters;
+  readonly #onError: (errno: number) => void;
   /** Where packets of too many pieces are put together, and the one that is there. */
   readonly #bounce = allocatePinned(MAX_HEADER_BYTES + VIRTIO_NET_MAX_PACKET_BYTES);
   #bounced: Packet | undefined;
 
-  constructor(packets: readonly Packet[], counters: Counters) {
+  /** @param onError is called with the errno of each packet that the kernel did not take */
+  constructor(packets: readonly Packet[], counters: Counters, onError: (errno: number) => void) {
     this.#free = [...packets];
     this.#counters = counters;
+    this.#onError = onError;
   }
 
   /**
@@ -119,7 +122,7 @@ export class Transmitter {
   complete(packet: Packet): void {
     if (packet === this.#bounced) this.#bounced = undefined;
     if (packet.result >= 0) this.#counters.transmitted += 1;
-    else this.#counters.noteError(-packet.result);
+    else this.#onError(-packet.result);
     (packet.vring as Vring).push(packet.head, 0);
     packet.vring = undefined;
     this.#free.push(packet);

@@ -60,6 +60,7 @@ export const libc = {
   sigaction: bind<[number, number, number]>('sigaction', 'int', ['int', ptr, ptr]),
   socket: bind<[number, number, number]>('socket', 'int', ['int', 'int', 'int']),
   getsockopt: bind<[number, number, number, number, number]>('getsockopt', 'int', [fd, 'int', 'int', ptr, ptr]),
+  setsockopt: bind<[number, number, number, number, number]>('setsockopt', 'int', [fd, 'int', 'int', ptr, 'uint32_t']),
   socketpair: bind<[number, number, number, number]>('socketpair', 'int', ['int', 'int', 'int', ptr]),
   statx: bind<[number, string, number, number, number]>('statx', 'int', [fd, 'str', 'int', 'uint32_t', ptr]),
   syscall: bind<[number, number, number, number, number, number, number]>('syscall', 'int64_t', [

@@ -19,6 +19,8 @@ const SOCK_CLOEXEC = 0x80000;
 const SOCK_NONBLOCK = 0x800;
 const NETLINK_ROUTE = 0;
 const RTMGRP_LINK = 1;
+const SOL_NETLINK = 270;
+const NETLINK_NO_ENOBUFS = 5;
 const MSG_DONTWAIT = 0x40;
 const ARPHRD_ETHER = 1;
 
@@ -29,6 +31,7 @@ const SIOCSIFNETMASK = 0x891c;
 const SIOCGIFMTU = 0x8921;
 const SIOCSIFMTU = 0x8922;
 const SIOCSIFHWADDR = 0x8924;
+const SIOCGIFHWADDR = 0x8927;
 const SIOCGIFINDEX = 0x8933;
 const SIOCETHTOOL = 0x8946;
 const SIOCBRADDIF = 0x89a2;
@@ -43,7 +46,12 @@ const in6Ifreq = allocatePinned(IN6_IFREQ_BYTES);
 /** struct ethtool_value: cmd u32, data u32. */
 const ethtoolValue = allocatePinned(8);
 const netlinkAddress = allocatePinned(12);
+const enabled = allocatePinned(4);
+enabled.data.setUint32(0, 1, true);
 const sink = allocatePinned(8192);
+
+/** Stays open: there must be an answer also when no further descriptor is to be had. */
+let querySocket: OwnedFd | undefined;
 
 /** One request about one interface: fills the name, lets the caller fill the rest, and gives the answer's bytes. */
 function request(
@@ -52,15 +60,21 @@ function request(
   what: string,
   fill?: (data: DataView, bytes: Uint8Array) => void,
 ): DataView {
-  const socket = new OwnedFd(checked(libc.socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), 'socket'));
+  querySocket ??= new OwnedFd(checked(libc.socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), 'socket'));
+  ifreq.bytes.fill(0);
+  new TextEncoder().encodeInto(name, ifreq.bytes.subarray(0, IFNAMSIZ - 1));
+  fill?.(ifreq.data, ifreq.bytes);
+  checked(libc.ioctl(querySocket.fd, ioctl, ifreq.address), 'ioctl', `${what} of ${name}`);
+  return ifreq.data;
+}
+
+/** What `act` finds of an interface; undefined when there is none. */
+function ifPresent<T>(act: () => T): T | undefined {
   try {
-    ifreq.bytes.fill(0);
-    new TextEncoder().encodeInto(name, ifreq.bytes.subarray(0, IFNAMSIZ - 1));
-    fill?.(ifreq.data, ifreq.bytes);
-    checked(libc.ioctl(socket.fd, ioctl, ifreq.address), 'ioctl', `${what} of ${name}`);
-    return ifreq.data;
-  } finally {
-    socket.close();
+    return act();
+  } catch (error) {
+    if (error instanceof SysError && error.errno === ENODEV) return undefined;
+    throw error;
   }
 }
 
@@ -82,14 +96,19 @@ function hasCarrier(name: string): boolean {
 
 /** The interface's state; undefined when there is none of this name. @throws SysError */
 export function interfaceState(name: string): InterfaceState | undefined {
-  try {
+  return ifPresent(() => {
     const up = (request(name, SIOCGIFFLAGS, 'SIOCGIFFLAGS').getUint16(IFNAMSIZ, true) & IFF_UP) !== 0;
     const mtu = request(name, SIOCGIFMTU, 'SIOCGIFMTU').getInt32(IFNAMSIZ, true);
     return { up, running: up && hasCarrier(name), mtu };
-  } catch (error) {
-    if (error instanceof SysError && error.errno === ENODEV) return undefined;
-    throw error;
-  }
+  });
+}
+
+/** The interface's Ethernet address, 6 bytes; undefined when there is none of this name. @throws SysError */
+export function interfaceMac(name: string): Uint8Array | undefined {
+  return ifPresent(() => {
+    const { buffer, byteOffset } = request(name, SIOCGIFHWADDR, 'SIOCGIFHWADDR');
+    return new Uint8Array(buffer, byteOffset + IFNAMSIZ + 2, 6).slice();
+  });
 }
 
 /** @throws SysError - EPERM without CAP_NET_ADMIN, as all that follow */
@@ -165,9 +184,12 @@ export class InterfaceWatch {
       throw error;
     }
     const { fd } = this.#socket;
+    libc.setsockopt(fd, SOL_NETLINK, NETLINK_NO_ENOBUFS, enabled.address, 4);
     this.#watch = watchReadable(fd, () => {
       // Lost messages (ENOBUFS) change nothing: who is told looks for itself.
       while (libc.recv(fd, sink.address, sink.length, MSG_DONTWAIT) > 0) {}
+      // An overrun stops the watch.
+      this.#watch.resume();
       onChange();
     });
   }

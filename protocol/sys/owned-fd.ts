@@ -131,6 +131,11 @@ export function makeBlocking(fd: number): void {
   checked(libc.fcntl(fd, F_SETFL, statusFlags(fd) & ~O_NONBLOCK), 'fcntl', 'F_SETFL');
 }
 
+/** Sets O_NONBLOCK, for everyone who has the open file. @throws SysError */
+export function makeNonBlocking(fd: number): void {
+  checked(libc.fcntl(fd, F_SETFL, statusFlags(fd) | O_NONBLOCK), 'fcntl', 'F_SETFL');
+}
+
 /** Whether the event loop can watch this descriptor: false for regular files and directories (epoll says EPERM). */
 export function isPollable(fd: number): boolean {
   const epoll = new OwnedFd(checked(libc.epoll_create1(EPOLL_CLOEXEC), 'epoll_create1'));

@@ -17,7 +17,15 @@ export class Watch {
     this.#events = events;
     this.#callback = () => {
       // libuv may have queued one more event before close() took effect.
-      if (this.#handle !== undefined) callback();
+      if (this.#handle === undefined) return;
+      try {
+        callback();
+      } catch (error) {
+        // Native code called us and would keep it to itself: it is to end the process as any other.
+        setImmediate(() => {
+          throw error;
+        });
+      }
     };
     this.#handle = pollHandle(fd, events, this.#callback);
   }

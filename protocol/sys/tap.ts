@@ -3,7 +3,7 @@
  * each. Source: linux/if_tun.h, Documentation/networking/tuntap.rst.
  */
 
-import { EBUSY, EINVAL, EPERM, SysError } from './errors.ts';
+import { EBUSY, EINVAL, EOPNOTSUPP, EPERM, SysError } from './errors.ts';
 import { checked, lastErrno, libc } from './libc.ts';
 import { type OwnedFd, openFile } from './owned-fd.ts';
 import { allocatePinned } from './pinned.ts';
@@ -18,6 +18,7 @@ const TUNATTACHFILTER = 0x401054d5;
 const TUNDETACHFILTER = 0x401054d6;
 const TUNSETVNETHDRSZ = 0x400454d8;
 const TUNSETQUEUE = 0x400454d9;
+const SIOCGIFHWADDR = 0x8927;
 
 const IFF_TAP = 0x0002;
 const IFF_MULTI_QUEUE = 0x0100;
@@ -167,16 +168,29 @@ export function setPacketFilter(fd: number, program: Uint8Array | undefined): vo
   checked(libc.ioctl(fd, TUNATTACHFILTER, value.address), 'ioctl', 'TUNATTACHFILTER');
 }
 
-/** Reads one packet into `count` iovecs; what does not fit is lost. Returns bytes, or a negative errno: EAGAIN, none there. */
+/** Reads one packet from a non-blocking TAP; what does not fit is lost. Returns bytes, or a negative errno: EAGAIN, none. */
 export function readPacket(fd: number, iovecs: number, count: number): number {
-  const result = libc.preadv2(fd, iovecs, count, -1, RWF_NOWAIT);
+  const result = libc.preadv2(fd, iovecs, count, -1, 0);
   return result === -1 ? -lastErrno() : result;
 }
 
 /** Writes one packet from `count` iovecs. Returns bytes, or a negative errno. */
 export function writePacket(fd: number, iovecs: number, count: number): number {
-  const result = libc.pwritev2(fd, iovecs, count, -1, RWF_NOWAIT);
+  const result = libc.pwritev2(fd, iovecs, count, -1, 0);
   return result === -1 ? -lastErrno() : result;
+}
+
+/** Whether reads and writes can be asked not to wait (since Linux 6.4); a packet that is there is lost. */
+export function supportsNowait(fd: number): boolean {
+  value.setU64(0, ifreq.address);
+  value.setU64(8, IFREQ_BYTES);
+  return libc.preadv2(fd, value.address, 1, -1, RWF_NOWAIT) >= 0 || lastErrno() !== EOPNOTSUPP;
+}
+
+/** The Ethernet address of the TAP of a descriptor, 6 bytes, in whatever network namespace it is. @throws SysError */
+export function tapMac(fd: number): Uint8Array {
+  checked(libc.ioctl(fd, SIOCGIFHWADDR, ifreq.address), 'ioctl', `SIOCGIFHWADDR of fd ${fd}`);
+  return ifreq.bytes.slice(IFNAMSIZ + 2, IFNAMSIZ + 8);
 }
 
 /** A sentence for people: why a TAP cannot be had, and what would help. */

@@ -157,11 +157,6 @@ export class SplitQueue {
     this.inFlight -= 1;
   }
 
-  /** The available index up to which heads were seen by `pop`. */
-  get seenAvail(): number {
-    return this.#availSeen;
-  }
-
   /** Heads that the driver made available and nobody took. */
   get backlog(): number {
     return (Atomics.load(this.#avail, 1) - this.nextAvail) & 0xffff;
