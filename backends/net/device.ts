@@ -151,10 +151,7 @@ export class NetDevice implements Device {
     if (vring.started) this.adopt(attachment);
     else this.updateFilter();
     if (pair === undefined) return;
-    if ((vring.index & 1) === 0) {
-      pair.receiveRing = vring.started && vring.enabled ? vring : undefined;
-      if (!vring.started) pair.receiver.reset();
-    }
+    if ((vring.index & 1) === 0) pair.receiveRing = vring.started && vring.enabled ? vring : undefined;
     if (!vring.enabled || !vring.started) this.#detach([pair]);
   }
 

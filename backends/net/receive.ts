@@ -96,6 +96,7 @@ export class Receiver {
     this.#refused = 0;
     this.#vring = vring;
     this.#format = format;
+    this.#wide = this.#wide && format.mergeable;
     if (this.#waiting.length > 0) this.#deliverWaiting();
     if (this.#waiting.length > 0) return this.#refused;
     const lot = this.#wide ? 1 : Math.min(this.#lot, budget, LOT);
@@ -214,7 +215,7 @@ export class Receiver {
   /** Decides how to read next: wide after a packet that needed several chains, narrow after a run of others. */
   #noteSize(run: BufferRun, bytes: number): void {
     if (bytes > run.firstChainBytes) {
-      this.#wide = this.#format?.mergeable === true;
+      this.#wide = true;
       this.#smallRun = 0;
     } else if (this.#wide) {
       this.#smallRun += 1;

@@ -53,6 +53,7 @@ export const libc = {
   pwritev2: bind<[number, number, number, number, number]>('pwritev2', 'int64_t', [fd, ptr, 'int', 'int64_t', 'int']),
   pwrite: bind<[number, number, number, number]>('pwrite', 'int64_t', [fd, ptr, 'size_t', 'int64_t']),
   read: bind<[number, number, number]>('read', 'int64_t', [fd, ptr, 'size_t']),
+  readv: bind<[number, number, number]>('readv', 'int64_t', [fd, ptr, 'int']),
   recv: bind<[number, number, number, number]>('recv', 'int64_t', [fd, ptr, 'size_t', 'int']),
   recvmsg: bind<[number, number, number]>('recvmsg', 'int64_t', [fd, ptr, 'int']),
   send: bind<[number, number, number, number]>('send', 'int64_t', [fd, ptr, 'size_t', 'int']),
@@ -73,6 +74,7 @@ export const libc = {
     ptr,
   ]),
   write: bind<[number, number, number]>('write', 'int64_t', [fd, ptr, 'size_t']),
+  writev: bind<[number, number, number]>('writev', 'int64_t', [fd, ptr, 'int']),
 };
 
 /** errno of the last call on this thread; valid only right after a call that failed. */

@@ -170,13 +170,13 @@ export function setPacketFilter(fd: number, program: Uint8Array | undefined): vo
 
 /** Reads one packet from a non-blocking TAP; what does not fit is lost. Returns bytes, or a negative errno: EAGAIN, none. */
 export function readPacket(fd: number, iovecs: number, count: number): number {
-  const result = libc.preadv2(fd, iovecs, count, -1, 0);
+  const result = libc.readv(fd, iovecs, count);
   return result === -1 ? -lastErrno() : result;
 }
 
 /** Writes one packet from `count` iovecs. Returns bytes, or a negative errno. */
 export function writePacket(fd: number, iovecs: number, count: number): number {
-  const result = libc.pwritev2(fd, iovecs, count, -1, 0);
+  const result = libc.writev(fd, iovecs, count);
   return result === -1 ? -lastErrno() : result;
 }
 

@@ -1,13 +1,14 @@
-/** The bar chart of the report as SVG text: one group a workload, one bar a contestant, a whisker from slowest to fastest run. */
-import { formatValue, type Results, type Row } from './results.ts';
-import type { Contestant } from './workloads.ts';
+/** A bar chart as SVG text: one group a workload, one bar a contestant, a whisker from slowest to fastest run. */
+import { formatValue, type Row } from './results.ts';
 
-const COLOURS: Record<Contestant, string> = {
-  ringside: '#1f6feb',
-  'ringside-null': '#8bb8f8',
-  'qemu-storage-daemon': '#e07b39',
-  fio: '#8a8f98',
-};
+/** Rows that share a scale. */
+export interface ChartSection {
+  title: string;
+  rows: readonly Row[];
+}
+
+/** Colour of each contestant. */
+export type Colours = Readonly<Record<string, string>>;
 
 const WIDTH = 920;
 const LABEL_WIDTH = 310;
@@ -28,7 +29,7 @@ function text(x: number, y: number, content: string, attributes = ''): string {
 }
 
 /** Bars are drawn to a scale that the rows of one section share. */
-function drawRow(row: Row, top: number, scale: number): { parts: string[]; height: number } {
+function drawRow(row: Row, top: number, scale: number, colours: Colours): { parts: string[]; height: number } {
   const parts: string[] = [];
   let y = top;
   for (const cell of row.cells) {
@@ -36,7 +37,7 @@ function drawRow(row: Row, top: number, scale: number): { parts: string[]; heigh
     const middle = y + BAR_HEIGHT / 2;
     const [length, from, to] = [median * scale, LABEL_WIDTH + min * scale, LABEL_WIDTH + max * scale];
     parts.push(
-      `<rect x="${LABEL_WIDTH}" y="${y}" width="${length.toFixed(1)}" height="${BAR_HEIGHT}" fill="${COLOURS[cell.contestant]}"/>`,
+      `<rect x="${LABEL_WIDTH}" y="${y}" width="${length.toFixed(1)}" height="${BAR_HEIGHT}" fill="${colours[cell.contestant]}"/>`,
     );
     parts.push(`<path d="M${from.toFixed(1)} ${middle}H${to.toFixed(1)}" stroke="#24292f" stroke-width="1"/>`);
     parts.push(text(Math.max(LABEL_WIDTH + length, to) + 6, y + 12, formatValue(median, row.workload.unit)));
@@ -47,47 +48,29 @@ function drawRow(row: Row, top: number, scale: number): { parts: string[]; heigh
   return { parts, height: height + GROUP_GAP };
 }
 
-function drawLegend(results: Results): string[] {
-  const present = new Set(results.rows.flatMap((row) => row.cells.map((cell) => cell.contestant)));
+function drawLegend(sections: readonly ChartSection[], colours: Colours): string[] {
+  const rows = sections.flatMap((section) => section.rows);
+  const present = new Set(rows.flatMap((row) => row.cells.map((cell) => cell.contestant)));
   const parts: string[] = [];
-  let x = LABEL_WIDTH;
+  let x = 20;
   for (const contestant of present) {
-    parts.push(`<rect x="${x}" y="18" width="12" height="12" fill="${COLOURS[contestant]}"/>`);
+    parts.push(`<rect x="${x}" y="18" width="12" height="12" fill="${colours[contestant]}"/>`);
     parts.push(text(x + 17, 28, contestant));
-    x += 40 + contestant.length * 7;
+    x += 36 + contestant.length * 7;
   }
   return parts;
 }
 
-function isThroughput(row: Row): boolean {
-  return row.workload.unit === 'iops';
-}
-
-function isNull(row: Row): boolean {
-  return row.workload.contestants[0] === 'ringside-null';
-}
-
-export function drawChart(results: Results): string {
-  const parts = drawLegend(results);
+export function drawChart(sections: readonly ChartSection[], colours: Colours): string {
+  const parts = drawLegend(sections, colours);
   let y = HEAD;
-  const sections = [
-    {
-      title: 'I/Os per second (more is better)',
-      rows: results.rows.filter((row) => isThroughput(row) && !isNull(row)),
-    },
-    { title: 'I/Os per second without a disk: rings alone (a scale of its own)', rows: results.rows.filter(isNull) },
-    {
-      title: 'CPU time of the back end per I/O (less is better)',
-      rows: results.rows.filter((row) => row.workload.unit !== 'iops'),
-    },
-  ];
   for (const { title, rows } of sections) {
     const largest = Math.max(0, ...rows.flatMap((row) => row.cells.map((cell) => cell.spread.max)));
     if (largest === 0) continue;
     parts.push(text(LABEL_WIDTH, y + 16, title, 'font-weight="bold"'));
     y += SECTION_HEAD;
     for (const row of rows) {
-      const drawn = drawRow(row, y, PLOT_WIDTH / largest);
+      const drawn = drawRow(row, y, PLOT_WIDTH / largest, colours);
       parts.push(...drawn.parts);
       y += drawn.height;
     }

@@ -19,14 +19,13 @@ export interface Finished {
 export class Children {
   /** Sockets go here: a short path, because sun_path ends at 108 bytes. */
   readonly socketFolder: string;
-  /** The image goes here: on a disk, where the temporary folder may be memory. */
-  readonly imageFolder: string;
+  private readonly folders: string[];
   private readonly running = new Set<ChildProcess>();
+  private socketCount = 0;
 
-  constructor(diskFolder: string) {
+  constructor() {
     this.socketFolder = mkdtempSync(path.join(tmpdir(), 'ringside-bench-'));
-    mkdirSync(diskFolder, { recursive: true });
-    this.imageFolder = mkdtempSync(path.join(diskFolder, 'bench-'));
+    this.folders = [this.socketFolder];
     process.on('exit', () => this.close());
     for (const [signal, status] of [
       ['SIGINT', 130],
@@ -37,9 +36,23 @@ export class Children {
     }
   }
 
-  /** Starts a command whose output is kept for error messages; the caller waits for its end. */
+  /** A folder that vanishes with the run, inside one that is made where it is missing. */
+  makeFolder(parent: string): string {
+    mkdirSync(parent, { recursive: true });
+    const folder = mkdtempSync(path.join(parent, 'bench-'));
+    this.folders.push(folder);
+    return folder;
+  }
+
+  newSocketPath(): string {
+    return path.join(this.socketFolder, `${this.socketCount++}.sock`);
+  }
+
+  /** Starts a command that has no children of its own; the caller waits for its end. */
   start(command: string, args: readonly string[]): ChildProcess {
-    const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'] });
+    // DPDK keeps files of each process in that folder.
+    const env = { ...process.env, RUNTIME_DIRECTORY: this.socketFolder };
+    const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'], env });
     this.running.add(child);
     child.once('close', () => this.running.delete(child));
     child.once('error', () => this.running.delete(child));
@@ -68,7 +81,7 @@ export class Children {
   close(): void {
     for (const child of this.running) child.kill('SIGKILL');
     this.running.clear();
-    for (const folder of [this.socketFolder, this.imageFolder]) rmSync(folder, { recursive: true, force: true });
+    for (const folder of this.folders) rmSync(folder, { recursive: true, force: true });
   }
 }
 

@@ -14,7 +14,7 @@ function firstLine(command: string, args: readonly string[]): string {
 }
 
 /** libblkio tells no version: it is in the name of the library. */
-function libblkioVersion(): string {
+export function libblkioVersion(): string {
   const name = firstLine('sh', ['-c', 'ls .cache/peers/libblkio/usr/lib/*/libblkio.so.*.*.* 2>/dev/null']);
   return /\.so\.(\d+\.\d+\.\d+)$/.exec(path.basename(name))?.[1] ?? 'not installed';
 }
@@ -25,25 +25,24 @@ function ourVersion(): string {
   return commit === 'not installed' || commit === '' ? manifest.version : `${manifest.version} (${commit})`;
 }
 
-export function describeMachine(imageFolder: string): Machine {
+/** What a command says of its version, without the words before it. */
+export function commandVersion(command: string, args: readonly string[], before: RegExp): string {
+  return firstLine(command, args).replace(before, '');
+}
+
+export function mountOf(folder: string): string {
+  return firstLine('findmnt', ['-no', 'FSTYPE,OPTIONS', '-T', folder]).trim().replace(/\s+/, ' ');
+}
+
+/** The machine now; `peers` are the versions of what else took part. */
+export function describeMachine(peers: Record<string, string>): Machine {
   const cpus = os.cpus();
-  const mount = firstLine('findmnt', ['-no', 'FSTYPE,OPTIONS', '-T', imageFolder]).trim().replace(/\s+/, ' ');
   return {
     date: new Date().toISOString().slice(0, 10),
     cpu: cpus[0]?.model.trim() ?? 'unknown',
     cores: cpus.length,
     memoryGigabytes: Math.round(os.totalmem() / 2 ** 30),
     kernel: os.release(),
-    fileSystem: mount,
-    versions: {
-      ringside: ourVersion(),
-      'Node.js': process.versions.node,
-      libblkio: libblkioVersion(),
-      'qemu-storage-daemon': firstLine('qemu-storage-daemon', ['--version']).replace(
-        /^qemu-storage-daemon version /,
-        '',
-      ),
-      fio: firstLine('fio', ['--version']).replace(/^fio-/, ''),
-    },
+    versions: { ringside: ourVersion(), 'Node.js': process.versions.node, ...peers },
   };
 }

@@ -1,21 +1,21 @@
-/** scripts/bench: our block back end against others, with the same client, on the same file, in the same run. */
+/** scripts/bench: our back ends against others, and against what the machine can do at best, in the same run. */
 import { writeFileSync } from 'node:fs';
 import path from 'node:path';
-import { Command, InvalidArgumentError } from 'commander';
+import { Argument, Command, InvalidArgumentError } from 'commander';
+import { type BlkResults, measureBlk } from './blk/measure.ts';
+import { COLOURS as BLK_COLOURS, chartSections as blkChartSections, renderBlk } from './blk/report.ts';
+import { WORKLOADS as BLK_WORKLOADS, FOOTPRINT } from './blk/workloads.ts';
 import { drawChart } from './chart.ts';
 import { Children, CommandError } from './children.ts';
-import { OUR_DAEMON } from './daemons.ts';
-import { buildBlkioLoad, writeImage } from './load.ts';
-import { describeMachine } from './machine.ts';
-import { writeReport } from './report.ts';
-import type { Footprint, Results, Row } from './results.ts';
-import { isAvailable, measureFootprint, measureWorkload, type Settings } from './rounds.ts';
-import { WORKLOADS } from './workloads.ts';
+import { measureNet, type NetResults } from './net/measure.ts';
+import { COLOURS as NET_COLOURS, chartSections as netChartSections, renderNet } from './net/report.ts';
+import { WORKLOADS as NET_WORKLOADS } from './net/workloads.ts';
+import { PART_NAMES, type PartName, type Sections, writeReport } from './report.ts';
 
 interface Options {
   only: string[];
-  rounds: number;
-  seconds: number;
+  rounds?: number;
+  seconds?: number;
   quick: boolean;
   json?: string;
   report: boolean;
@@ -26,10 +26,25 @@ interface Options {
   daemonOption: string[];
 }
 
-const FOOTPRINT = 'footprint';
-const NAMES = [...WORKLOADS.map((workload) => workload.name), FOOTPRINT];
+interface Results {
+  blk?: BlkResults;
+  net?: NetResults;
+}
+
+const NAMES: Record<PartName, readonly string[]> = {
+  blk: [...BLK_WORKLOADS.map((workload) => workload.name), FOOTPRINT],
+  net: [...NET_WORKLOADS.map((workload) => workload.name), FOOTPRINT],
+};
+const DEFAULTS: Record<PartName, { rounds: number; seconds: number }> = {
+  blk: { rounds: 5, seconds: 3 },
+  net: { rounds: 3, seconds: 2 },
+};
+const QUICK = { rounds: 2, seconds: 1 };
 const REPORT = path.join('docs', 'benchmarks.md');
-const CHART = path.join('docs', 'benchmarks.svg');
+const CHARTS: Record<PartName, string> = {
+  blk: path.join('docs', 'benchmarks.svg'),
+  net: path.join('docs', 'benchmarks-net.svg'),
+};
 
 function positive(text: string): number {
   const value = Number(text);
@@ -37,99 +52,82 @@ function positive(text: string): number {
   return value;
 }
 
-function workloadName(text: string, before: string[]): string[] {
-  if (!NAMES.includes(text)) throw new InvalidArgumentError(`one of ${NAMES.join(', ')}.`);
-  return [...before, text];
-}
-
-function parseOptions(): Options {
+function parseOptions(): { parts: readonly PartName[]; options: Options } {
+  const collect = (text: string, before: string[]) => [...before, text];
   const command = new Command('scripts/bench')
-    .description('Measures vhost-user-blk against qemu-storage-daemon and against fio on the file itself.')
-    .option('--only <name>', `one part, may be repeated: ${NAMES.join(', ')}`, workloadName, [])
-    .option('--rounds <number>', 'runs of each back end in each workload', positive, 5)
-    .option('--seconds <number>', 'measured time of a run', positive, 3)
+    .description(
+      'Measures vhost-user-blk against qemu-storage-daemon and fio, vhost-user-net against DPDK, passt and bare loops on a TAP.',
+    )
+    .addArgument(new Argument('[part]', 'what to measure; both by default').choices(PART_NAMES))
+    .option('--only <name>', 'one workload, may be repeated (the names are below)', collect, [])
+    .option('--rounds <number>', 'runs of each participant in each workload (blk: 5, net: 3)', positive)
+    .option('--seconds <number>', 'measured time of a run (blk: 3, net: 2)', positive)
     .option('--quick', '2 rounds of 1 second: shows that it works, proves little', false)
     .option('--json <file>', 'write all results to this file')
-    .option('--report', `write ${REPORT} and ${CHART}`, false)
-    .option('--poll-client', 'the client spins instead of sleeping until something completes', false)
-    .option('--dir <folder>', 'where the image is made: on a disk, not in memory', '.cache')
-    .option('--image-mib <number>', 'size of the image', positive, 1024)
+    .option('--report', `write ${REPORT} and charts; of a part that was not measured, the old ones stay`, false)
+    .option('--daemon-option <option>', 'pass an option to our daemon, may be repeated', collect, [])
+    .option('--poll-client', 'blk: the client spins instead of sleeping until something completes', false)
+    .option('--dir <folder>', 'blk: where the image is made: on a disk, not in memory', '.cache')
+    .option('--image-mib <number>', 'blk: size of the image', positive, 1024)
     .option(
       '--image-write-bytes <number>',
-      'the image is written in pieces of this size (decides folio sizes)',
+      'blk: the image is written in pieces of this size (decides folio sizes)',
       positive,
       4096,
     )
-    .option(
-      '--daemon-option <option>',
-      'pass an option to our daemon, may be repeated',
-      (text, before: string[]) => [...before, text],
-      [],
-    );
-  return command.parse().opts<Options>();
+    .addHelpText('after', PART_NAMES.map((part) => `\nWorkloads of ${part}: ${NAMES[part].join(', ')}`).join(''));
+  command.parse();
+  const options = command.opts<Options>();
+  const named = PART_NAMES.filter((part) => command.args.length === 0 || command.args[0] === part);
+  for (const name of options.only) {
+    if (!named.some((part) => NAMES[part].includes(name))) {
+      command.error(`error: no workload ${name} in ${named.join(' and ')} (see --help)`);
+    }
+  }
+  const isWanted = (part: PartName) => options.only.length === 0 || NAMES[part].some((n) => options.only.includes(n));
+  return { parts: named.filter(isWanted), options };
 }
 
-async function measure(children: Children, options: Options): Promise<Results> {
+async function measure(children: Children, parts: readonly PartName[], options: Options): Promise<Results> {
   const log = (line: string) => process.stdout.write(`${line}\n`);
-  const image = path.join(children.imageFolder, 'image');
-  const imageBytes = options.imageMib * 2 ** 20;
-  const settings: Settings = {
-    rounds: options.quick ? 2 : options.rounds,
-    seconds: options.quick ? 1 : options.seconds,
-    warmupSeconds: options.quick ? 0.5 : 1,
-    idleSeconds: options.quick ? 2 : 5,
-    starts: options.quick ? 3 : 7,
-    image,
-    clientProgram: await buildBlkioLoad(children),
-    clientCpu: 0,
-    backendCpu: 1,
-    poll: options.pollClient,
-    quietTimeoutMs: options.quick ? 2000 : 20_000,
-    daemonOptions: options.daemonOption,
-    log,
-  };
   const isWanted = (name: string) => options.only.length === 0 || options.only.includes(name);
-  if (!isAvailable('ringside')) log(`${OUR_DAEMON} is not there: only the others are measured`);
-  log(`image: ${options.imageMib} MiB in ${children.imageFolder}`);
-  await writeImage(children, image, imageBytes, options.imageWriteBytes);
-
-  const rows: Row[] = [];
-  for (const workload of WORKLOADS) {
-    if (isWanted(workload.name) && workload.contestants.some(isAvailable)) {
-      rows.push(await measureWorkload(children, workload, settings));
-    }
-  }
-  const footprints: Footprint[] = [];
-  if (isWanted(FOOTPRINT)) {
-    log(`\nidle CPU time, memory, start [${FOOTPRINT}]`);
-    for (const contestant of ['ringside', 'qemu-storage-daemon'] as const) {
-      if (isAvailable(contestant)) footprints.push(await measureFootprint(children, contestant, settings));
-    }
-  }
-  return {
-    machine: describeMachine(children.imageFolder),
-    rounds: settings.rounds,
-    seconds: settings.seconds,
-    warmupSeconds: settings.warmupSeconds,
-    imageBytes,
-    imageWriteBytes: options.imageWriteBytes,
-    pollingClient: options.pollClient,
-    rows,
-    footprints,
+  const settingsOf = (part: PartName) => {
+    const { rounds, seconds } = options.quick ? QUICK : DEFAULTS[part];
+    return { ...options, rounds: options.rounds ?? rounds, seconds: options.seconds ?? seconds };
   };
+  const results: Results = {};
+  if (parts.includes('blk')) results.blk = await measureBlk(children, settingsOf('blk'), isWanted, log);
+  if (parts.includes('net')) results.net = await measureNet(children, settingsOf('net'), isWanted, log);
+  return results;
+}
+
+function writeResults({ blk, net }: Results): string[] {
+  const sections: Sections = {};
+  const charts: string[] = [];
+  const chartName = (part: PartName) => path.basename(CHARTS[part]);
+  const writeChart = (part: PartName, chart: string) => {
+    writeFileSync(CHARTS[part], chart);
+    charts.push(CHARTS[part]);
+  };
+  if (blk) {
+    sections.blk = renderBlk(blk, chartName('blk'));
+    writeChart('blk', drawChart(blkChartSections(blk), BLK_COLOURS));
+  }
+  if (net) {
+    sections.net = renderNet(net, chartName('net'));
+    writeChart('net', drawChart(netChartSections(net), NET_COLOURS));
+  }
+  writeReport(REPORT, sections);
+  return [REPORT, ...charts];
 }
 
 async function main(): Promise<void> {
-  const options = parseOptions();
-  const children = new Children(path.resolve(options.dir));
+  const { parts, options } = parseOptions();
+  const children = new Children();
   try {
-    const results = await measure(children, options);
+    const results = await measure(children, parts, options);
     if (options.json !== undefined) writeFileSync(options.json, `${JSON.stringify(results, null, 2)}\n`);
-    if (options.report) {
-      writeReport(REPORT, path.basename(CHART), results);
-      writeFileSync(CHART, drawChart(results));
-      process.stdout.write(`\nwritten: ${REPORT}, ${CHART}\n`);
-    }
+    if (options.report) process.stdout.write(`\nwritten: ${writeResults(results).join(', ')}\n`);
   } catch (error) {
     if (!(error instanceof CommandError)) throw error;
     process.stderr.write(`scripts/bench: ${error.message}\n`);

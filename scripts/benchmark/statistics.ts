@@ -18,14 +18,24 @@ export function spreadOf(values: readonly number[]): Spread {
   return { median: (lower + upper) / 2, min, max };
 }
 
-/** Ratios of what was measured in the same round, a[i] / b[i]: slow drift of the machine divides out. */
-export function pairwiseRatio(a: readonly number[], b: readonly number[]): Spread | undefined {
-  const ratios: number[] = [];
+/** What `compare` says of the values of the same round, a[i] and b[i]: slow drift of the machine hits both. */
+function pairwise(a: readonly number[], b: readonly number[], compare: (a: number, b: number) => number) {
+  const compared: number[] = [];
   for (let round = 0; round < a.length; round++) {
     const [mine, theirs] = [a[round], b[round]];
-    if (mine !== undefined && theirs !== undefined && theirs > 0) ratios.push(mine / theirs);
+    if (mine !== undefined && theirs !== undefined && theirs > 0) compared.push(compare(mine, theirs));
   }
-  return ratios.length > 0 ? spreadOf(ratios) : undefined;
+  return compared.length > 0 ? spreadOf(compared) : undefined;
+}
+
+/** a[i] / b[i] of each round. */
+export function pairwiseRatio(a: readonly number[], b: readonly number[]): Spread | undefined {
+  return pairwise(a, b, (mine, theirs) => mine / theirs);
+}
+
+/** a[i] - b[i] of each round. */
+export function pairwiseDifference(a: readonly number[], b: readonly number[]): Spread | undefined {
+  return pairwise(a, b, (mine, theirs) => mine - theirs);
 }
 
 /** 1234567 -> `1.23M`, 54321 -> `54.3k`. */

@@ -14,7 +14,7 @@
  * Result: one JSON object on stdout. Errors: one line on stderr, exit 1.
  */
 #define _GNU_SOURCE
-#include "latency-histogram.h"
+#include "../latency-histogram.h"
 
 #include <blkio.h>
 #include <errno.h>

@@ -1,31 +1,21 @@
 /**
- * What scripts/bench measures: one row for each line of the report, with the options of the client, who takes part and the
+ * What scripts/bench measures of a block device: one row for each line of the report, with the options of the client, who takes part and the
  * target. A row's `unit` says what is compared: I/Os per second (more is better) or the back end's CPU time per I/O (less is).
  */
+import type { Target, Workload } from '../results.ts';
 
 /** `ringside-null` is our daemon with its null engine: rings and control flow only, no file I/O. */
 export type Contestant = 'ringside' | 'qemu-storage-daemon' | 'fio' | 'ringside-null';
 
-export type Unit = 'iops' | 'cpu-us-per-io';
-
-export type Target =
-  | { kind: 'at-least-ratio'; to: Contestant; ratio: number }
-  | { kind: 'below-ratio'; to: Contestant; ratio: number }
-  | { kind: 'at-least'; value: number };
-
-export interface Workload {
-  name: string;
-  title: string;
-  unit: Unit;
+export interface BlkWorkload extends Workload {
+  unit: 'iops' | 'cpu-us-per-io';
   readWrite: 'randread' | 'randwrite' | 'read';
   blockBytes: number;
   depth: number;
   direct: boolean;
   /** Requests per second in bursts of `depth`; 0: as fast as it goes. */
   rate: number;
-  /** The first one is ours: the target is about it. */
   contestants: readonly Contestant[];
-  target: Target;
 }
 
 const FILE_CONTESTANTS: readonly Contestant[] = ['ringside', 'qemu-storage-daemon', 'fio'];
@@ -39,21 +29,23 @@ const RANDOM_READ = {
   contestants: FILE_CONTESTANTS,
 } as const;
 
-function timesQemu(ratio: number): Target {
-  return { kind: 'at-least-ratio', to: 'qemu-storage-daemon', ratio };
+const QEMU = ['qemu-storage-daemon'] as const;
+
+function timesQemu(ratio: number): Target[] {
+  return [{ kind: 'at-least-ratio', to: QEMU, ratio }];
 }
 
-export const WORKLOADS: readonly Workload[] = [
-  { ...RANDOM_READ, name: 'read-qd1', title: 'random read 4 KiB, QD 1', depth: 1, target: timesQemu(3) },
-  { ...RANDOM_READ, name: 'read-qd32', title: 'random read 4 KiB, QD 32', depth: 32, target: timesQemu(2.5) },
-  { ...RANDOM_READ, name: 'read-qd128', title: 'random read 4 KiB, QD 128', depth: 128, target: timesQemu(3.5) },
+export const WORKLOADS: readonly BlkWorkload[] = [
+  { ...RANDOM_READ, name: 'read-qd1', title: 'random read 4 KiB, QD 1', depth: 1, targets: timesQemu(3) },
+  { ...RANDOM_READ, name: 'read-qd32', title: 'random read 4 KiB, QD 32', depth: 32, targets: timesQemu(2.5) },
+  { ...RANDOM_READ, name: 'read-qd128', title: 'random read 4 KiB, QD 128', depth: 128, targets: timesQemu(3.5) },
   {
     ...RANDOM_READ,
     name: 'write-qd32',
     title: 'random write 4 KiB, QD 32',
     readWrite: 'randwrite',
     depth: 32,
-    target: timesQemu(4),
+    targets: timesQemu(4),
   },
   {
     ...RANDOM_READ,
@@ -62,7 +54,7 @@ export const WORKLOADS: readonly Workload[] = [
     readWrite: 'read',
     blockBytes: 128 * 1024,
     depth: 16,
-    target: timesQemu(1.1),
+    targets: timesQemu(1.1),
   },
   {
     ...RANDOM_READ,
@@ -70,7 +62,7 @@ export const WORKLOADS: readonly Workload[] = [
     title: 'random read 4 KiB, O_DIRECT, QD 32',
     direct: true,
     depth: 32,
-    target: { kind: 'at-least-ratio', to: 'fio', ratio: 0.95 },
+    targets: [{ kind: 'at-least-ratio', to: ['fio'], ratio: 0.95 }],
   },
   {
     ...RANDOM_READ,
@@ -78,7 +70,7 @@ export const WORKLOADS: readonly Workload[] = [
     title: 'null engine, read 4 KiB, QD 32',
     depth: 32,
     contestants: ['ringside-null'],
-    target: { kind: 'at-least', value: 900_000 },
+    targets: [{ kind: 'at-least', value: 900_000 }],
   },
   {
     ...RANDOM_READ,
@@ -86,7 +78,7 @@ export const WORKLOADS: readonly Workload[] = [
     title: 'null engine, read 4 KiB, QD 128',
     depth: 128,
     contestants: ['ringside-null'],
-    target: { kind: 'at-least', value: 1_500_000 },
+    targets: [{ kind: 'at-least', value: 1_500_000 }],
   },
   {
     ...RANDOM_READ,
@@ -96,7 +88,7 @@ export const WORKLOADS: readonly Workload[] = [
     depth: 8,
     rate: 20_000,
     contestants: ['ringside', 'qemu-storage-daemon'],
-    target: { kind: 'below-ratio', to: 'qemu-storage-daemon', ratio: 1 },
+    targets: [{ kind: 'below-ratio', to: QEMU, ratio: 1 }],
   },
   {
     ...RANDOM_READ,
@@ -106,9 +98,12 @@ export const WORKLOADS: readonly Workload[] = [
     depth: 32,
     rate: 50_000,
     contestants: ['ringside', 'qemu-storage-daemon'],
-    target: { kind: 'below-ratio', to: 'qemu-storage-daemon', ratio: 1 },
+    targets: [{ kind: 'below-ratio', to: QEMU, ratio: 1 }],
   },
 ];
 
-/** Limits of an idle daemon and of its start; `footprint` names this part on the command line. */
+/** Names idle daemon and start on the command line. */
+export const FOOTPRINT = 'footprint';
+
+/** Limits of an idle daemon and of its start. */
 export const FOOTPRINT_TARGETS = { idleCpuPercent: 0.05, rssMegabytes: 90, startMs: 250 } as const;

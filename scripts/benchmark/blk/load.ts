@@ -1,19 +1,10 @@
 /** The two load generators: blkio-load (libblkio, against a vhost-user socket) and fio (on the file itself, for the limit). */
-import { existsSync, mkdirSync, statSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import path from 'node:path';
-import { type Children, CommandError } from './children.ts';
-import type { Workload } from './workloads.ts';
-
-/** One timed run. Fields beyond iops are undefined where the tool does not tell. */
-export interface RunResult {
-  iops: number;
-  bytesPerSecond: number;
-  p50Us: number | undefined;
-  p99Us: number | undefined;
-  backendCpuUsPerIo: number | undefined;
-  /** Share of one core that processes outside of the benchmark, or the hypervisor, took during the run. */
-  foreignCpu: number;
-}
+import { type Children, CommandError } from '../children.ts';
+import { buildProgram, PROGRAM_FOLDER } from '../programs.ts';
+import type { Run } from '../results.ts';
+import type { BlkWorkload } from './workloads.ts';
 
 export interface LoadOptions {
   seconds: number;
@@ -44,7 +35,6 @@ interface FioDirection {
   bw_bytes: number;
 }
 
-const SOURCES = ['blkio-load.c', 'latency-histogram.h'].map((name) => path.join('scripts', 'benchmark', name));
 const LIBBLKIO = path.join('.cache', 'peers', 'libblkio', 'usr');
 
 /** libblkio's virtio-blk driver does not use indirect descriptors: a request takes three, and the default ring has 256. */
@@ -57,31 +47,20 @@ const DEFAULT_QUEUE_SIZE = 256;
  * @throws COMMAND_FAILED - libblkio is not unpacked, or gcc failed
  */
 export async function buildBlkioLoad(children: Children): Promise<string> {
-  const folder = path.resolve('.cache', 'bench');
-  const program = path.join(folder, 'blkio-load');
-  const newest = Math.max(...SOURCES.map((source) => statSync(source).mtimeMs));
-  if (existsSync(program) && statSync(program).mtimeMs > newest) return program;
   if (!existsSync(path.join(LIBBLKIO, 'include', 'blkio.h'))) {
     throw new CommandError(`${LIBBLKIO} is not there; scripts/setup --peers unpacks libblkio`);
   }
   const { stdout } = await children.run('gcc', ['-print-multiarch']);
   const libraries = path.resolve(LIBBLKIO, 'lib', stdout.trim());
-  mkdirSync(folder, { recursive: true });
   const include = `-I${path.join(LIBBLKIO, 'include')}`;
   // Relative to the program: the folder of the checkout may be moved.
-  const link = [`-L${libraries}`, '-lblkio', `-Wl,-rpath,$ORIGIN/${path.relative(folder, libraries)}`];
-  await children.run('gcc', [
-    '-O2',
-    '-Wall',
-    '-Wextra',
-    '-Werror',
-    '-o',
-    program,
-    ...SOURCES.slice(0, 1),
-    include,
-    ...link,
-  ]);
-  return program;
+  const rpath = `-Wl,-rpath,$ORIGIN/${path.relative(PROGRAM_FOLDER, libraries)}`;
+  return buildProgram(
+    children,
+    path.join('blk', 'blkio-load.c'),
+    ['latency-histogram.h'],
+    [include, `-L${libraries}`, '-lblkio', rpath],
+  );
 }
 
 export function queueSizeFor(depth: number): number {
@@ -90,7 +69,7 @@ export function queueSizeFor(depth: number): number {
   return size;
 }
 
-export function blkioArguments(workload: Workload, options: LoadOptions): string[] {
+export function blkioArguments(workload: BlkWorkload, options: LoadOptions): string[] {
   return [
     `--rw=${workload.readWrite}`,
     `--bs=${workload.blockBytes}`,
@@ -109,7 +88,8 @@ export async function runBlkio(
   program: string,
   backend: { socket: string; pid: number },
   args: readonly string[],
-): Promise<RunResult> {
+  unit: BlkWorkload['unit'],
+): Promise<Run> {
   const { stdout } = await children.run(program, [
     `--socket=${backend.socket}`,
     `--backend-pid=${backend.pid}`,
@@ -118,11 +98,10 @@ export async function runBlkio(
   const result: BlkioOutput = JSON.parse(stdout);
   const foreignNs = result.machineCpuNs - result.backendCpuNs - result.clientCpuNs + result.stolenNs;
   return {
-    iops: result.iops,
+    value: unit === 'iops' ? result.iops : result.backendCpuNs / result.ios / 1000,
     bytesPerSecond: result.bytesPerSecond,
     p50Us: result.latencyNs.p50 / 1000,
     p99Us: result.latencyNs.p99 / 1000,
-    backendCpuUsPerIo: result.ios > 0 ? result.backendCpuNs / result.ios / 1000 : undefined,
     foreignCpu: Math.max(0, foreignNs / result.elapsedNs),
   };
 }
@@ -148,7 +127,7 @@ export async function measureIdleCpu(
 }
 
 /** The file itself through fio's io_uring engine at its best: registered file and buffers, no bookkeeping of fio's own. */
-export function fioArguments(workload: Workload, image: string, options: LoadOptions): string[] {
+export function fioArguments(workload: BlkWorkload, image: string, options: LoadOptions): string[] {
   return [
     '--name=limit',
     // One process: a job that fio forks would outlive it when it is killed.
@@ -174,20 +153,13 @@ export function fioArguments(workload: Workload, image: string, options: LoadOpt
   ];
 }
 
-export async function runFio(children: Children, args: readonly string[]): Promise<RunResult> {
+export async function runFio(children: Children, args: readonly string[]): Promise<Run> {
   const { stdout } = await children.run('fio', args);
   const output: FioOutput = JSON.parse(stdout.slice(stdout.indexOf('{')));
   const job = output.jobs[0];
   if (job === undefined) throw new CommandError('fio reported no job');
   const direction = job.read.total_ios > 0 ? job.read : job.write;
-  return {
-    iops: direction.iops,
-    bytesPerSecond: direction.bw_bytes,
-    p50Us: undefined,
-    p99Us: undefined,
-    backendCpuUsPerIo: undefined,
-    foreignCpu: 0,
-  };
+  return { value: direction.iops, bytesPerSecond: direction.bw_bytes, foreignCpu: 0 };
 }
 
 /**
