@@ -24,9 +24,11 @@ type Operation =
   | { readonly what: 'offer'; readonly heads: readonly number[] }
   | { readonly what: 'take' }
   | { readonly what: 'return'; readonly which: number; readonly length: number }
+  | { readonly what: 'give back' }
   | { readonly what: 'publish' }
   | { readonly what: 'ask'; readonly event: number; readonly flags: number }
-  | { readonly what: 'sleep' };
+  | { readonly what: 'sleep' }
+  | { readonly what: 'sleep until more' };
 
 const operation: fc.Arbitrary<Operation> = fc.oneof(
   {
@@ -38,6 +40,7 @@ const operation: fc.Arbitrary<Operation> = fc.oneof(
     weight: 5,
     arbitrary: fc.record({ what: fc.constant('return' as const), which: fc.nat(SIZE), length: fc.nat(0xffff_ffff) }),
   },
+  { weight: 2, arbitrary: fc.constant({ what: 'give back' as const }) },
   { weight: 3, arbitrary: fc.constant({ what: 'publish' as const }) },
   {
     weight: 3,
@@ -48,6 +51,7 @@ const operation: fc.Arbitrary<Operation> = fc.oneof(
     }),
   },
   { weight: 1, arbitrary: fc.constant({ what: 'sleep' as const }) },
+  { weight: 1, arbitrary: fc.constant({ what: 'sleep until more' as const }) },
 );
 
 class Model {
@@ -57,6 +61,8 @@ class Model {
   readonly free = new Set(Array.from({ length: SIZE }, (_, i) => i));
   readonly offered: number[] = [];
   readonly taken: number[] = [];
+  /** Heads that were taken since the last one came back or was told of: they may be given back, last one first. */
+  returnable = 0;
   readonly used: { id: number; length: number }[] = [];
   published = 0;
   /** Published entries that the driver has taken back. */
@@ -93,15 +99,26 @@ const step = (op: Operation, model: Model, driver: RawRing, device: SplitQueue, 
       if (head === undefined) return;
       expect(chain.head).toBe(head);
       model.taken.push(head);
+      model.returnable += 1;
       expect(device.inFlight).toBe(model.taken.length);
       return;
     }
     case 'return': {
       const [id] = model.taken.splice(op.which % Math.max(1, model.taken.length), 1);
       if (id === undefined) return;
+      model.returnable = 0;
       model.used.push({ id, length: op.length });
       device.push(id, op.length);
       expect(driver.usedIndex).toBe(index(model.published));
+      return;
+    }
+    case 'give back': {
+      if (model.returnable === 0) return;
+      model.returnable -= 1;
+      const head = model.taken.pop() as number;
+      model.offered.unshift(head);
+      device.untake(head);
+      expect([device.inFlight, device.backlog]).toEqual([model.taken.length, model.offered.length]);
       return;
     }
     case 'publish': {
@@ -128,6 +145,19 @@ const step = (op: Operation, model: Model, driver: RawRing, device: SplitQueue, 
       device.disableKicks();
       expect(device.enableKicks()).toBe(model.offered.length > 0);
       if (model.eventIdx) expect(driver.availEvent).toBe(device.nextAvail);
+      return;
+    }
+    case 'sleep until more': {
+      // All that there is is too little: it is given back, and asked for is the one behind it.
+      const heads: number[] = [];
+      while (device.pop(chain) === 1) heads.push(chain.head);
+      expect(heads).toEqual(model.offered);
+      const known = device.nextAvail;
+      for (const head of heads.reverse()) device.untake(head);
+      device.disableKicks();
+      expect(device.enableKicks(known)).toBe(false);
+      if (model.eventIdx) expect(driver.availEvent).toBe(known);
+      expect(device.enableKicks()).toBe(model.offered.length > 0);
       return;
     }
   }

@@ -29,7 +29,7 @@ afterEach(() => {
   vi.restoreAllMocks();
 });
 
-type Step = ['fetch', number] | ['complete', number] | ['publish'];
+type Step = ['fetch', number] | ['unfetch', number] | ['complete', number] | ['publish'];
 
 /** What the driver and the disk know, whatever the back end's bookkeeping says. */
 class Model {
@@ -53,6 +53,9 @@ class Model {
           queue.fetch(head);
           this.fetching = undefined;
           this.fetched.push(head);
+        } else if (what === 'unfetch') {
+          queue.unfetch(head);
+          this.fetched = this.fetched.filter((one) => one !== head);
         } else if (what === 'complete') {
           this.staged.push(head);
           queue.complete(head);
@@ -75,7 +78,7 @@ class Model {
   fetching: number | undefined;
 }
 
-const RUN: Step[] = [
+const REQUESTS: Step[] = [
   ['fetch', 0],
   ['fetch', 3],
   ['fetch', 5],
@@ -96,26 +99,57 @@ const RUN: Step[] = [
   ['publish'],
 ];
 
-/** Stores of the whole run. */
-const countStores = (): number => {
+/** Buffers that are filled in order, of which those that stay empty go back to the ring, last one first. */
+const BUFFERS: Step[] = [
+  ['fetch', 0],
+  ['fetch', 3],
+  ['fetch', 5],
+  ['fetch', 7],
+  ['complete', 0],
+  ['complete', 3],
+  ['unfetch', 7],
+  ['unfetch', 5],
+  ['publish'],
+  ['fetch', 5],
+  ['unfetch', 5],
+  ['fetch', 5],
+  ['fetch', 7],
+  ['fetch', 0],
+  ['complete', 5],
+  ['unfetch', 0],
+  ['complete', 7],
+  ['fetch', 0],
+  ['complete', 0],
+  ['publish'],
+];
+
+/** Stores of a whole run. */
+const countStores = (steps: readonly Step[]): number => {
   for (let stores = 0; ; stores += 1) {
     const model = new Model(0);
     const queue = new InflightQueue(model.buffer, SIZE);
     queue.recover(0);
     killAfter(stores);
-    const killed = model.run(queue, RUN);
+    const killed = model.run(queue, steps);
     vi.restoreAllMocks();
     if (!killed) return stores;
   }
 };
 
-describe.each([0, 0xfffd])('a back end killed after any store, with a used index that starts at %i', (start) => {
-  it.each(Array.from({ length: countStores() + 1 }, (_, i) => i))('%i finds what was in flight', (stores) => {
+describe.each([
+  ['requests', 0, REQUESTS],
+  ['requests', 0xfffd, REQUESTS],
+  ['buffers', 0, BUFFERS],
+  ['buffers', 0xfffd, BUFFERS],
+])('a back end of %s, with a used index that starts at %i, killed after store', (_, start, steps) => {
+  const kills = Array.from({ length: countStores(steps) + 1 }, (_, i) => i);
+
+  it.each(kills)('%i finds what was in flight', (stores) => {
     const model = new Model(start);
     const queue = new InflightQueue(model.buffer, SIZE);
     expect(queue.recover(start)).toBeUndefined();
     killAfter(stores);
-    model.run(queue, RUN);
+    model.run(queue, steps);
     vi.restoreAllMocks();
 
     const recovered = new InflightQueue(model.buffer, SIZE).recover(model.usedIdx);
@@ -126,30 +160,27 @@ describe.each([0, 0xfffd])('a back end killed after any store, with a used index
     expect(recovered?.nextAvail).toBe((model.usedIdx + heads.length) & 0xffff);
   });
 
-  it.each(Array.from({ length: countStores() + 1 }, (_, i) => i))(
-    '%i, and killed again while it recovers, finds the same',
-    (stores) => {
-      const model = new Model(start);
-      const queue = new InflightQueue(model.buffer, SIZE);
-      queue.recover(start);
-      killAfter(stores);
-      model.run(queue, RUN);
-      vi.restoreAllMocks();
-      const expected = new InflightQueue(model.buffer.slice(0), SIZE).recover(model.usedIdx)?.heads;
+  it.each(kills)('%i, and killed again while it recovers, finds the same', (stores) => {
+    const model = new Model(start);
+    const queue = new InflightQueue(model.buffer, SIZE);
+    queue.recover(start);
+    killAfter(stores);
+    model.run(queue, steps);
+    vi.restoreAllMocks();
+    const expected = new InflightQueue(model.buffer.slice(0), SIZE).recover(model.usedIdx)?.heads;
 
-      for (let again = 0; again < 8; again += 1) {
-        killAfter(again);
-        try {
-          new InflightQueue(model.buffer, SIZE).recover(model.usedIdx);
-        } catch (error) {
-          if (!(error instanceof Killed)) throw error;
-        }
-        vi.restoreAllMocks();
+    for (let again = 0; again < 8; again += 1) {
+      killAfter(again);
+      try {
+        new InflightQueue(model.buffer, SIZE).recover(model.usedIdx);
+      } catch (error) {
+        if (!(error instanceof Killed)) throw error;
       }
+      vi.restoreAllMocks();
+    }
 
-      expect(new InflightQueue(model.buffer, SIZE).recover(model.usedIdx)?.heads).toEqual(expected);
-    },
-  );
+    expect(new InflightQueue(model.buffer, SIZE).recover(model.usedIdx)?.heads).toEqual(expected);
+  });
 });
 
 describe('a region', () => {

@@ -5,8 +5,10 @@
 
 import { existsSync, readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
+import * as tap from '../../protocol/sys/tap.ts';
 import * as blk from '../../protocol/virtio/blk.ts';
 import * as ids from '../../protocol/virtio/device-ids.ts';
+import * as net from '../../protocol/virtio/net.ts';
 import * as reserved from '../../protocol/virtio/reserved-features.ts';
 import * as ring from '../../protocol/virtio/split-ring.ts';
 
@@ -46,6 +48,30 @@ describe.skipIf(!installed)('the constants agree with the kernel', () => {
 
     expect(blk.VIRTIO_BLK_SEGMENT_F_UNMAP).toBe(defines.get('VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP'));
     expect(blk.VIRTIO_BLK_ID_BYTES).toBe(defines.get('VIRTIO_BLK_ID_BYTES'));
+  });
+
+  it('virtio_net.h: features, header flags and types, control commands', () => {
+    compare(net, 'virtio_net.h', same, 40);
+  });
+
+  it('virtio_net.h: the configuration space is laid out field by field', () => {
+    const text = readFileSync(`${INCLUDE}/virtio_net.h`, 'utf8');
+    const body = text.slice(text.indexOf('struct virtio_net_config {'), text.indexOf('__attribute__((packed))'));
+    const sizes = { __virtio16: 2, __le16: 2, __le32: 4, __u8: 1 } as const;
+    const offsets = new Map<string, number>();
+    let at = 0;
+    for (const [, type, name, count] of body.matchAll(/(__virtio16|__le16|__le32|__u8)\s+(\w+)(?:\[(\w+)\])?;/g)) {
+      offsets.set(name ?? '', at);
+      at += sizes[type as keyof typeof sizes] * (count === 'ETH_ALEN' ? 6 : 1);
+    }
+
+    const ours = Object.entries(net.VIRTIO_NET_CONFIG);
+
+    expect(Object.fromEntries(ours)).toEqual(Object.fromEntries(ours.map(([name]) => [name, offsets.get(name)])));
+  });
+
+  it('if_tun.h: what the reader of a TAP takes', () => {
+    compare(tap, 'if_tun.h', same, 5);
   });
 
   it('virtio_config.h: reserved feature bits', () => {
@@ -94,6 +120,31 @@ describe('numbers that no installed header has', () => {
   it('virtio-blk: 96 bytes of configuration space, LIFETIME and ZONED, GET_LIFETIME', () => {
     expect(blk.VIRTIO_BLK_CONFIG_BYTES).toBe(96);
     expect([blk.VIRTIO_BLK_F_LIFETIME, blk.VIRTIO_BLK_F_ZONED, blk.VIRTIO_BLK_T_GET_LIFETIME]).toEqual([15, 17, 10]);
+  });
+
+  it('virtio-net: UDP segmentation, SPEED_DUPLEX, 17 bytes of configuration space, headers of 10 and 12 bytes', () => {
+    const { VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_SPEED_DUPLEX } = net;
+    expect([VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_USO]).toEqual([54, 55, 56]);
+    expect(VIRTIO_NET_F_SPEED_DUPLEX).toBe(63);
+    expect(net.VIRTIO_NET_HDR_GSO_UDP_L4).toBe(5);
+    expect([net.VIRTIO_NET_CONFIG_BYTES, net.VIRTIO_NET_LEGACY_HDR_BYTES, net.VIRTIO_NET_HDR_BYTES]).toEqual([
+      17, 10, 12,
+    ]);
+    expect(net.VIRTIO_NET_HDR).toEqual({
+      flags: 0,
+      gso_type: 1,
+      hdr_len: 2,
+      gso_size: 4,
+      csum_start: 6,
+      csum_offset: 8,
+      num_buffers: 10,
+    });
+    expect([tap.TUN_F_USO4, tap.TUN_F_USO6]).toEqual([0x20, 0x40]);
+  });
+
+  it('virtio-net: queues of a pair, 5.1.2', () => {
+    expect([0, 1, 5].map(net.receiveQueueOf)).toEqual([0, 2, 10]);
+    expect([0, 1, 5].map(net.transmitQueueOf)).toEqual([1, 3, 11]);
   });
 
   it('split ring: sizes of the three parts for 1, 256 and 32768 entries (VIRTIO 1.3, 2.7)', () => {

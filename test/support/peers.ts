@@ -48,8 +48,17 @@ const findModules = (root: string): string | undefined => {
   return release === undefined ? undefined : join(root, release);
 };
 
+/** CAP_NET_ADMIN makes TAP interfaces, CAP_SYS_ADMIN the network namespaces they are kept in (linux/capability.h). */
+const findTap = (): string | undefined => {
+  const effective = /^CapEff:\s+(\w+)$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1];
+  const needed = (1n << 12n) | (1n << 21n);
+  return (BigInt(`0x${effective}`) & needed) === needed ? findFile('/dev/net/tun') : undefined;
+};
+
 interface Peer {
   readonly path: () => string | undefined;
+  /** What to say when it is not there, where that is not for scripts/setup to change. */
+  readonly lack?: string;
   /** What to run on the path to learn the version; without it the path tells. */
   readonly versionArguments?: readonly string[];
 }
@@ -73,6 +82,14 @@ const PEERS = {
   fallocate: { path: () => findProgram('fallocate'), versionArguments: ['--version'] },
   gcc: { path: () => findProgram('gcc'), versionArguments: ['--version'] },
   libblkio: { path: () => findFile(join(unpacked, 'libblkio/usr')) },
+  'TAP interfaces': { path: findTap, lack: 'TAP interfaces need /dev/net/tun and root' },
+  ip: { path: () => findProgram('ip'), versionArguments: ['-V'] },
+  iperf3: { path: () => findProgram('iperf3'), versionArguments: ['--version'] },
+  bash: { path: () => findProgram('bash'), versionArguments: ['--version'] },
+  ping: { path: () => findProgram('ping'), versionArguments: ['-V'] },
+  ethtool: { path: () => findProgram('ethtool'), versionArguments: ['--version'] },
+  tcpdump: { path: () => findProgram('tcpdump'), versionArguments: ['--version'] },
+  'dpdk-testpmd': { path: () => findProgram('dpdk-testpmd') },
 } satisfies Record<string, Peer>;
 
 export type PeerName = keyof typeof PEERS;
@@ -94,7 +111,10 @@ export const peerVersion = (name: PeerName): string => {
   return text.split('\n', 1)[0] ?? '';
 };
 
-const lackOf = (name: PeerName): string => `${name} is not on this machine (scripts/setup --peers brings it)`;
+const lackOf = (name: PeerName): string => {
+  const peer: Peer = PEERS[name];
+  return peer.lack ?? `${name} is not on this machine (scripts/setup --peers brings it)`;
+};
 
 /**
  * A describe() that needs peers. Without one of them its tests are skipped and the reason goes to stderr; with CI=true

@@ -25,16 +25,25 @@ const MODULES = [
   'virtio_blk',
 ];
 
+/** The same for a guest with a network interface. */
+const NETWORK_MODULES = [
+  ...['failover', 'net_failover', 'virtio_net', 'crc-ccitt', 'ipv6'],
+  ...['llc', 'stp', 'garp', 'mrp', '8021q'],
+];
+
 export interface InitramfsContents {
   /** Directory of the modules of one kernel release. */
   readonly modules: string;
+  /** Adds what a network interface needs. */
+  readonly network?: boolean;
   /** Programs of the host that the guest's scripts call. */
   readonly programs?: readonly PeerName[];
 }
 
 /** Builds the archive, or finds it built. Returns its path. */
 export const buildInitramfs = (contents: InitramfsContents): string => {
-  const modules = findModules(contents.modules);
+  const names = contents.network === true ? [...MODULES, ...NETWORK_MODULES] : MODULES;
+  const modules = findModules(contents.modules, names);
   const programs = (contents.programs ?? []).map((name) => peerPath(name));
   const libraries = [...new Set(programs.flatMap(librariesOf))];
   const sources = [peerPath('static busybox'), INIT, ...modules, ...programs, ...libraries];
@@ -68,12 +77,12 @@ export const buildInitramfs = (contents: InitramfsContents): string => {
   return path;
 };
 
-const findModules = (root: string): string[] => {
+const findModules = (root: string, names: readonly string[]): string[] => {
   const files = new Map<string, string>();
   for (const entry of readdirSync(join(root, 'kernel'), { recursive: true, encoding: 'utf8' })) {
     if (entry.endsWith('.ko')) files.set(basename(entry, '.ko'), join(root, 'kernel', entry));
   }
-  return MODULES.flatMap((name) => files.get(name) ?? []);
+  return names.flatMap((name) => files.get(name) ?? []);
 };
 
 /** Shared libraries and the loader of a program, by the paths under which it looks for them. */

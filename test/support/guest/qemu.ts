@@ -20,10 +20,20 @@ export const qemuPeers: readonly PeerName[] = [
   'static busybox',
 ];
 
+/** A virtio-net-pci device whose data path is a vhost-user back end. */
+export interface QemuInterface {
+  readonly socket: string;
+  readonly queuePairs?: number;
+  /** More properties of the device, `csum=off` for instance. */
+  readonly properties?: string;
+}
+
 export interface QemuOptions {
   readonly machine: 'q35' | 'microvm';
   /** Sockets of vhost-user-blk back ends; the first becomes /dev/vda. */
-  readonly sockets: readonly string[];
+  readonly sockets?: readonly string[];
+  /** Network interfaces; the first becomes eth0. */
+  readonly interfaces?: readonly QemuInterface[];
   readonly programs?: readonly PeerName[];
   readonly memoryMiB?: number;
   readonly cpus?: number;
@@ -74,6 +84,34 @@ export class QemuGuest extends Guest {
     await this.qmp.execute('chardev-remove', { id: `${id}-socket` });
   }
 
+  /** Adds a network interface to a free root port, with more properties of the device if need be. */
+  async plugInterface(id: string, socket: string, bus: string, properties: Record<string, unknown>): Promise<void> {
+    await this.qmp.execute('chardev-add', {
+      id: `${id}-socket`,
+      backend: { type: 'socket', data: { addr: { type: 'unix', data: { path: socket } }, server: false } },
+    });
+    await this.qmp.execute('netdev_add', { type: 'vhost-user', id, chardev: `${id}-socket` });
+    await this.qmp.execute('device_add', {
+      driver: 'virtio-net-pci',
+      id: `${id}-device`,
+      netdev: id,
+      bus,
+      vectors: 0,
+      ...properties,
+    });
+  }
+
+  /** Takes a network interface out again and waits until the guest has let go of it. */
+  async unplugInterface(id: string, deadlineMs = 30_000): Promise<void> {
+    await this.qmp.execute('device_del', { id: `${id}-device` });
+    await this.qmp.waitForEvent(
+      ({ event, data }) => event === 'DEVICE_DELETED' && data.device === `${id}-device`,
+      deadlineMs,
+    );
+    // Takes the character device along.
+    await this.qmp.execute('netdev_del', { id });
+  }
+
   /** Adds memory that back ends can map: the front end has to tell them of a new region. */
   async plugMemory(id: string, sizeBytes: number): Promise<void> {
     await this.qmp.execute('object-add', {
@@ -93,6 +131,7 @@ export const bootQemu = async (cleanup: Cleanup, options: QemuOptions): Promise<
   cleanup.add(() => qmp.close());
   const initramfs = buildInitramfs({
     modules: peerPath('cloud kernel modules'),
+    network: options.interfaces !== undefined,
     ...(options.programs && { programs: options.programs }),
   });
   const memoryMiB = options.memoryMiB ?? 384;
@@ -104,7 +143,8 @@ export const bootQemu = async (cleanup: Cleanup, options: QemuOptions): Promise<
     ...['-nodefaults', '-no-user-config', '-nographic', '-serial', 'stdio'],
     ...['-chardev', `socket,id=qmp,path=${qmpPath},server=off`, '-mon', 'chardev=qmp,mode=control'],
     ...['-kernel', peerPath('cloud kernel'), '-initrd', initramfs, '-append', kernelArguments(options.machine)],
-    ...options.sockets.flatMap((socket, index) => diskArguments(options, socket, index)),
+    ...(options.sockets ?? []).flatMap((socket, index) => diskArguments(options, socket, index)),
+    ...(options.interfaces ?? []).flatMap(interfaceArguments),
     ...(options.extra ?? []),
   ]);
   cleanup.add(() => child.stop());
@@ -134,6 +174,19 @@ const diskArguments = (options: QemuOptions, socket: string, index: number): str
     ...['-device', `${driver},id=disk${index},chardev=disk${index}-socket${properties}`],
   ];
 };
+
+const interfaceArguments = (nic: QemuInterface, index: number): string[] => {
+  const id = `net${index}`;
+  const properties = nic.properties === undefined ? '' : `,${nic.properties}`;
+  return [
+    ...['-chardev', `socket,id=${id}-socket,path=${nic.socket},reconnect=1`],
+    ...['-netdev', `vhost-user,id=${id},chardev=${id}-socket,queues=${nic.queuePairs ?? 1}`],
+    ...['-device', `virtio-net-pci,id=${id}-device,netdev=${id},${interfaceProperties(nic.queuePairs)}${properties}`],
+  ];
+};
+
+/** QEMU 7.2 crashes when it is to use MSI-X for a vhost-user-net under TCG. */
+const interfaceProperties = (queuePairs = 1): string => `vectors=0,mq=${queuePairs > 1 ? 'on' : 'off'}`;
 
 const kernelArguments = (machine: QemuOptions['machine']): string => {
   const common =

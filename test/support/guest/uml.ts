@@ -12,11 +12,14 @@ import { buildInitramfs } from './initramfs.ts';
 /** What a test needs for bootUml. */
 export const umlPeers: readonly PeerName[] = ['user-mode-linux', 'user-mode-linux modules', 'static busybox'];
 
+const VIRTIO_ID_NET = 1;
 const VIRTIO_ID_BLOCK = 2;
 
 export interface UmlOptions {
   /** Sockets of vhost-user-blk back ends; the first becomes /dev/vda. */
-  readonly sockets: readonly string[];
+  readonly sockets?: readonly string[];
+  /** Sockets of vhost-user-net back ends; the first becomes eth0. */
+  readonly netSockets?: readonly string[];
   readonly programs?: readonly PeerName[];
   readonly memoryMiB?: number;
   readonly bootDeadlineMs?: number;
@@ -26,6 +29,7 @@ export interface UmlOptions {
 export const bootUml = async (cleanup: Cleanup, options: UmlOptions): Promise<Guest> => {
   const initramfs = buildInitramfs({
     modules: peerPath('user-mode-linux modules'),
+    network: options.netSockets !== undefined,
     ...(options.programs && { programs: options.programs }),
   });
   const child = new Child(
@@ -39,7 +43,8 @@ export const bootUml = async (cleanup: Cleanup, options: UmlOptions): Promise<Gu
       'quiet',
       'loglevel=2',
       'panic=-1',
-      ...options.sockets.map((socket) => `virtio_uml.device=${socket}:${VIRTIO_ID_BLOCK}`),
+      ...(options.sockets ?? []).map((socket) => `virtio_uml.device=${socket}:${VIRTIO_ID_BLOCK}`),
+      ...(options.netSockets ?? []).map((socket) => `virtio_uml.device=${socket}:${VIRTIO_ID_NET}`),
     ],
     // It keeps its control files in the home directory; they are to vanish with the test.
     { ...process.env, HOME: cleanup.directory() },
