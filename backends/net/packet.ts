@@ -42,7 +42,9 @@ export class Packet {
     this.#iovecs = allocatePinned((MAX_BUFFERS + 1) * IOVEC_BYTES);
   }
 
+  /** Where the iovecs of all buffers are. */
   get iovecAddress(): number {
+    if (this.buffers === 1) this.#store(0, this.address, this.length);
     return this.#iovecs.address;
   }
 
@@ -56,11 +58,17 @@ export class Packet {
     if (this.buffers === 0) {
       this.address = address;
       this.length = length;
+    } else {
+      // A single buffer needs no iovec as a rule.
+      if (this.buffers === 1) this.#store(0, this.address, this.length);
+      this.#store(this.buffers, address, length);
     }
-    const at = this.buffers * IOVEC_BYTES;
-    this.#iovecs.setU64(at, address);
-    this.#iovecs.setU64(at + 8, length);
     this.buffers += 1;
     this.bytes += length;
+  }
+
+  #store(index: number, address: number, length: number): void {
+    this.#iovecs.setU64(index * IOVEC_BYTES, address);
+    this.#iovecs.setU64(index * IOVEC_BYTES + 8, length);
   }
 }

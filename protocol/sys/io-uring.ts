@@ -105,6 +105,8 @@ export class IoUring {
   readonly #sqesMapping: { address: number; length: number };
   #sqTail = 0;
   #cqHead = 0;
+  /** The completion queue's tail when it was looked at last. */
+  #cqTail = 0;
   #pending = 0;
   #inKernel = 0;
 
@@ -255,8 +257,11 @@ export class IoUring {
   reap(): boolean {
     const cq = this.#cq;
     const head = this.#cqHead;
-    // Acquire: the entry is read after the tail that announced it.
-    if (Atomics.load(cq, this.#cqTailWord) === head) return false;
+    if (this.#cqTail === head) {
+      // Acquire: entries are read after the tail that announced them.
+      this.#cqTail = Atomics.load(cq, this.#cqTailWord);
+      if (this.#cqTail === head) return false;
+    }
     const at = this.#cqesWord + (head & this.#cqMask) * 4;
     this.completedId = cq[at] as number;
     this.completedResult = cq[at + 2] as number;
