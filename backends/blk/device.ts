@@ -14,9 +14,10 @@ import {
   VIRTIO_BLK_ID_BYTES,
 } from '../../protocol/virtio/blk.ts';
 import { hasFeature } from '../../protocol/virtio/reserved-features.ts';
-import { type Attachment, type Device, REQUEST_RING, type RingTraits } from '../core/device.ts';
+import type { Attachment, Device } from '../core/device.ts';
 import type { Logger } from '../core/logging.ts';
 import { UsageError } from '../core/options.ts';
+import { REQUEST_RING, type RingTraits } from '../core/ring-traits.ts';
 import type { Vring } from '../core/vring.ts';
 import { type BlkGeometry, blkFeatures, encodeBlkConfig } from './config-space.ts';
 import { type Disk, diskCapacity } from './disk.ts';

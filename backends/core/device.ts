@@ -3,21 +3,8 @@
  * virtqueues' life; a device knows features, configuration space and requests, and never sees a socket.
  */
 
+import type { RingTraits } from './ring-traits.ts';
 import type { Vring } from './vring.ts';
-
-/** What a ring is for. */
-export interface RingTraits {
-  /**
-   * Its heads are buffers for what comes from outside, and not requests: ones that wait are no work. The device says by
-   * `vring.noteShort` when it needs more of them.
-   */
-  readonly offersBuffers: boolean;
-  /** It is processed while started but disabled too, without side effects: the device looks at `vring.enabled`. */
-  readonly runsDisabled: boolean;
-}
-
-/** A ring of requests that wait while it is disabled. */
-export const REQUEST_RING: RingTraits = { offersBuffers: false, runsDisabled: false };
 
 /** A device: one per daemon, shared by all connections. */
 export interface Device {

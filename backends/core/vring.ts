@@ -14,9 +14,10 @@ import { type Watch, watchReadable } from '../../protocol/sys/readiness.ts';
 import { DescriptorChain } from '../../protocol/virtqueue/chain.ts';
 import { describeFault } from '../../protocol/virtqueue/faults.ts';
 import { type RingAddresses, RingError, SplitQueue } from '../../protocol/virtqueue/split-queue.ts';
-import { type Attachment, REQUEST_RING, type RingTraits } from './device.ts';
+import type { Attachment } from './device.ts';
 import { InflightQueue } from './inflight.ts';
 import type { Logger } from './logging.ts';
+import { REQUEST_RING, type RingTraits } from './ring-traits.ts';
 
 /** What a vring needs of its surroundings. */
 export interface VringHost {

@@ -16,7 +16,8 @@ import {
   VIRTIO_NET_S_ANNOUNCE,
 } from '../../protocol/virtio/net.ts';
 import { hasFeature, VIRTIO_F_VERSION_1 } from '../../protocol/virtio/reserved-features.ts';
-import { type Attachment, REQUEST_RING, type RingTraits } from '../core/device.ts';
+import type { Attachment } from '../core/device.ts';
+import { REQUEST_RING, type RingTraits } from '../core/ring-traits.ts';
 import type { Vring } from '../core/vring.ts';
 import { GUEST_OFFLOADS, hasSegmentation, tapOffloads } from './config-space.ts';
 import { type Controlled, processControlQueue } from './control.ts';

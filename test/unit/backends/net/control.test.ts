@@ -2,8 +2,9 @@
 
 import fc from 'fast-check';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import { type Attachment, REQUEST_RING } from '../../../../backends/core/device.ts';
+import type { Attachment } from '../../../../backends/core/device.ts';
 import { createLogger, type Logger } from '../../../../backends/core/logging.ts';
+import { REQUEST_RING } from '../../../../backends/core/ring-traits.ts';
 import { Vring } from '../../../../backends/core/vring.ts';
 import { type Controlled, processControlQueue } from '../../../../backends/net/control.ts';
 import { ReceiveFilter } from '../../../../backends/net/receive-filter.ts';
