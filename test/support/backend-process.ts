@@ -6,8 +6,9 @@
 import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { Child, type ChildExit } from './child.ts';
+import { Child } from './child.ts';
 import type { Cleanup } from './cleanup.ts';
+import { DaemonProcess } from './daemon-process.ts';
 import { peerPath, projectDirectory } from './peers.ts';
 
 export interface BlkBackendOptions {
@@ -61,19 +62,15 @@ const listensAt = (path: string): boolean =>
     // Num RefCount Protocol Flags Type St Inode Path; __SO_ACCEPTCON is set in Flags of a listener.
     .some((line) => line.endsWith(` ${path}`) && line.split(/\s+/)[3] === '00010000');
 
-export class BlkBackend {
-  readonly socket: string;
+export class BlkBackend extends DaemonProcess {
   readonly image: string;
-  readonly #command: string[];
   readonly #listens: boolean;
-  #child: Child;
 
   private constructor(socket: string, options: BlkBackendOptions) {
-    this.socket = socket;
+    const [program = '', ...args] = (backendKind === 'qsd' ? qsdCommand : ringsideCommand)(socket, options);
+    super(socket, () => new Child(program, args));
     this.image = options.image;
     this.#listens = options.client !== true;
-    this.#command = (backendKind === 'qsd' ? qsdCommand : ringsideCommand)(socket, options);
-    this.#child = this.#spawn();
   }
 
   /** Starts a daemon and waits until it listens, if it is to. `cleanup` kills it at the latest. */
@@ -81,76 +78,24 @@ export class BlkBackend {
     if (backendKind === 'ringside' && !existsSync(MAIN)) throw new Error(`${MAIN} is not built: run scripts/build`);
     const socket = options.socket ?? join(cleanup.directory(), 'blk.sock');
     const backend = new BlkBackend(socket, options);
-    cleanup.add(() => backend.#child.stop());
+    cleanup.add(() => backend.child.stop());
     await backend.waitUntilListening();
     return backend;
   }
 
-  get pid(): number {
-    return this.#child.pid;
-  }
-
-  get running(): boolean {
-    return this.#child.running;
-  }
-
-  /** What the present process has logged. */
-  log(): string {
-    return this.#child.output();
-  }
-
-  /** Resolves when the log matches. @throws Error - after deadlineMs or when the daemon ends first. */
-  waitForLog(pattern: RegExp, deadlineMs = 10_000): Promise<RegExpExecArray> {
-    return this.#child.waitFor(pattern, deadlineMs);
-  }
-
-  fdCount(): number {
-    return this.#child.fdCount();
-  }
-
-  rssBytes(): number {
-    return this.#child.rssBytes();
-  }
-
-  /** Sends a signal, SIGHUP for instance. */
-  signal(signal: NodeJS.Signals): void {
-    this.#child.kill(signal);
-  }
-
-  /** Kills the daemon where it stands; the socket file stays behind. */
-  async kill9(): Promise<void> {
-    this.#child.kill('SIGKILL');
-    await this.#child.waitForExit(5_000);
-  }
-
-  /** Asks the daemon to stop and waits until it has. */
-  async sigterm(deadlineMs = 10_000): Promise<ChildExit> {
-    this.#child.kill('SIGTERM');
-    return this.#child.waitForExit(deadlineMs);
-  }
-
-  /** Starts the daemon anew with the same arguments, after its end. */
-  async restart(): Promise<void> {
-    if (this.#child.running) throw new Error('the daemon runs');
+  override async restart(): Promise<void> {
     // Replacing a stale socket is part of what our daemon promises; the peer does not.
-    if (backendKind === 'qsd') rmSync(this.socket, { force: true });
-    this.#child = this.#spawn();
-    await this.waitUntilListening();
+    if (backendKind === 'qsd' && !this.running) rmSync(this.socket, { force: true });
+    await super.restart();
   }
 
-  /** @throws Error - when it does not listen within deadlineMs, with the log. */
-  async waitUntilListening(deadlineMs = 15_000): Promise<void> {
+  override async waitUntilListening(deadlineMs = 15_000): Promise<void> {
     if (!this.#listens) return;
     const end = performance.now() + deadlineMs;
     while (!listensAt(this.socket)) {
-      if (!this.#child.running) throw new Error(`the back end ended before it listened:\n${this.#child.tail()}`);
-      if (performance.now() > end) throw new Error(`the back end does not listen:\n${this.#child.tail()}`);
+      if (!this.running) throw new Error(`the back end ended before it listened:\n${this.child.tail()}`);
+      if (performance.now() > end) throw new Error(`the back end does not listen:\n${this.child.tail()}`);
       await delay(5);
     }
-  }
-
-  #spawn(): Child {
-    const [program = '', ...args] = this.#command;
-    return new Child(program, args);
   }
 }
