@@ -15,7 +15,7 @@ export interface FootprintSettings extends LoadSettings {
 }
 
 /** V8 collects garbage once more some seconds after a load ended. */
-const SETTLE_SECONDS = 10;
+const SETTLE_SECONDS = 20;
 const LOAD_SECONDS = 2;
 
 async function measureStart(

@@ -28,7 +28,7 @@
 #define REPORT_NS 100000000u
 #define PING_FRAME_BYTES 98 /* what ping(8) sends: 56 bytes of data */
 #define GSO_FEATURES (1ull << VIRTIO_NET_F_GUEST_CSUM | 1ull << VIRTIO_NET_F_GUEST_TSO4 | 1ull << VIRTIO_NET_F_GUEST_TSO6)
-#define PING_WARMUP 200
+#define PING_WARMUP 2000
 #define REPLY_TIMEOUT_S 2
 
 static void set_option(int fd, int level, int option, int value, const char *name)

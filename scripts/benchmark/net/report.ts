@@ -83,7 +83,7 @@ the most disturbed one in this report had ${disturbance(results)} %.
 * **Ping**: ${pings} echo requests, one each millisecond, from a packet socket on the TAP. A guest (testpmd's icmpecho) answers through the
   back end, or the echo loop, a blocking read(2) and a write(2) on a bare TAP. Both sides sleep in between. The sender shares core 0 with who
   answers.
-* **Idle** is a daemon with a guest attached that is silent, 10 s after a transfer.`;
+* **Idle** is a daemon with a guest attached that is silent, 20 s after a transfer.`;
 }
 
 export function renderNet(results: NetResults, chart: string): string {
