@@ -22,8 +22,6 @@ export const IORING_OP_READ = 22;
 export const IORING_OP_WRITE = 23;
 export const IORING_FSYNC_DATASYNC = 1;
 export const RWF_DSYNC = 2;
-/** Fail with EAGAIN instead of waiting. */
-export const RWF_NOWAIT = 8;
 
 const SYS_io_uring_setup = 425;
 const SYS_io_uring_enter = 426;

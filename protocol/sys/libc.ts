@@ -77,6 +77,9 @@ export const libc = {
   writev: bind<[number, number, number]>('writev', 'int64_t', [fd, ptr, 'int']),
 };
 
+/** Flag of preadv2, pwritev2 and of reads and writes by io_uring: fail with EAGAIN instead of waiting. */
+export const RWF_NOWAIT = 8;
+
 /** errno of the last call on this thread; valid only right after a call that failed. */
 export function lastErrno(): number {
   return koffi.errno();

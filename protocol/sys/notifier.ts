@@ -5,11 +5,10 @@
  */
 
 import { EAGAIN, EINTR, EOPNOTSUPP, EPERM, SysError } from './errors.ts';
-import { lastErrno, libc } from './libc.ts';
+import { lastErrno, libc, RWF_NOWAIT } from './libc.ts';
 import { isPollable, type OwnedFd, S_IFCHR, S_IFREG, S_IFSOCK, statFd } from './owned-fd.ts';
 import { allocatePinned } from './pinned.ts';
 
-const RWF_NOWAIT = 8;
 const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
 const POLLIN = 1;

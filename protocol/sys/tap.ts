@@ -4,7 +4,7 @@
  */
 
 import { EBUSY, EINVAL, EOPNOTSUPP, EPERM, SysError } from './errors.ts';
-import { checked, lastErrno, libc } from './libc.ts';
+import { checked, lastErrno, libc, RWF_NOWAIT } from './libc.ts';
 import { type OwnedFd, openFile } from './owned-fd.ts';
 import { allocatePinned } from './pinned.ts';
 
@@ -38,11 +38,8 @@ export const TUN_F_USO6 = 0x40;
 
 /** Bytes of an interface name with its final NUL. */
 export const IFNAMSIZ = 16;
-/** A TAP's queues, MAX_TAP_QUEUES of the kernel. */
-export const MAX_TAP_QUEUES = 256;
 const IFREQ_BYTES = 40;
 const INT_MAX = 0x7fff_ffff;
-const RWF_NOWAIT = 8;
 
 const ifreq = allocatePinned(IFREQ_BYTES);
 const value = allocatePinned(16);
@@ -78,7 +75,7 @@ function setInt(fd: number, request: number, number: number, what: string): void
  * @throws SysError - EPERM: not permitted; EBUSY: another program has it; EINVAL: made with or without IFF_MULTI_QUEUE,
  * unlike asked for here
  */
-export function openTapQueue(name: string, multiQueue: boolean): TapQueue {
+function openTapQueue(name: string, multiQueue: boolean): TapQueue {
   const owned = openFile('/dev/net/tun', O_RDWR | O_NONBLOCK);
   try {
     fillIfreq(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (multiQueue ? IFF_MULTI_QUEUE : 0));
@@ -116,7 +113,7 @@ export function openTapQueues(name: string, count: number): TapQueue[] {
 }
 
 /** What an inherited descriptor is. @throws SysError - it is not a TAP */
-export function inspectTap(fd: number): { name: string; isTap: boolean; hasVnetHeader: boolean; multiQueue: boolean } {
+export function inspectTap(fd: number): { name: string; isTap: boolean; hasVnetHeader: boolean } {
   ifreq.bytes.fill(0);
   checked(libc.ioctl(fd, TUNGETIFF, ifreq.address), 'ioctl', `TUNGETIFF of fd ${fd}`);
   const flags = ifreq.data.getUint16(IFNAMSIZ, true);
@@ -124,7 +121,6 @@ export function inspectTap(fd: number): { name: string; isTap: boolean; hasVnetH
     name: nameInIfreq(),
     isTap: (flags & IFF_TAP) !== 0,
     hasVnetHeader: (flags & IFF_VNET_HDR) !== 0,
-    multiQueue: (flags & IFF_MULTI_QUEUE) !== 0,
   };
 }
 

@@ -46,24 +46,19 @@ export async function connectTo(
   return frontend;
 }
 
-/** Runs `use` with a driver of the disk at `socket`, closed afterwards in every case. */
-export async function withDisk<T>(
+/** Runs `use` with the driver that `open` makes of the back end at `socket`, closed afterwards in every case. */
+export async function withDriver<D extends { close(): Promise<void> }, T>(
   context: CliContext,
   socket: string,
-  options: DiskOptions,
-  dataBytes: number,
-  use: (driver: BlkDriver) => Promise<T>,
+  options: { readonly timeout: number; readonly reconnect: number; readonly queueSize: number },
+  open: (frontend: VhostUserFrontend) => Promise<D>,
+  use: (driver: D) => Promise<T>,
 ): Promise<T> {
   checkQueueSize(options);
   const frontend = await connectTo(context, socket, options);
-  let driver: BlkDriver;
+  let driver: D;
   try {
-    driver = await BlkDriver.open(frontend, {
-      queues: options.queues,
-      queueSize: options.queueSize,
-      dataBytes,
-      timeoutMs: Math.max(options.timeout, 1000),
-    });
+    driver = await open(frontend);
   } catch (error) {
     frontend.close();
     throw error;
@@ -78,6 +73,20 @@ export async function withDisk<T>(
     // The first failure is the one to tell.
     await (failed ? closing.catch(() => undefined) : closing);
   }
+}
+
+/** Runs `use` with a driver of the disk at `socket`, closed afterwards in every case. */
+export function withDisk<T>(
+  context: CliContext,
+  socket: string,
+  options: DiskOptions,
+  dataBytes: number,
+  use: (driver: BlkDriver) => Promise<T>,
+): Promise<T> {
+  const { queues, queueSize, timeout } = options;
+  const timeoutMs = Math.max(timeout, 1000);
+  const open = (frontend: VhostUserFrontend) => BlkDriver.open(frontend, { queues, queueSize, dataBytes, timeoutMs });
+  return withDriver(context, socket, options, open, use);
 }
 
 /** A byte range of a disk. */

@@ -2,7 +2,8 @@
 
 import { NetDriver } from '../driver/net-driver.ts';
 import type { NetDriverOptions } from '../driver/net-setup.ts';
-import { type CliContext, checkQueueSize, connectTo } from './context.ts';
+import type { VhostUserFrontend } from '../frontend/frontend.ts';
+import { type CliContext, withDriver } from './context.ts';
 
 /** Options of every `net` command. */
 export interface NetOptions {
@@ -15,37 +16,19 @@ export interface NetOptions {
 export const DEFAULT_MAC: Uint8Array = Uint8Array.of(0x02, 0, 0, 0, 0, 0x02);
 
 /** Runs `use` with a driver of the device at `socket`, closed afterwards in every case. */
-export async function withNet<T>(
+export function withNet<T>(
   context: CliContext,
   socket: string,
   options: NetOptions,
   driverOptions: NetDriverOptions,
   use: (driver: NetDriver) => Promise<T>,
 ): Promise<T> {
-  checkQueueSize(options);
-  const frontend = await connectTo(context, socket, options);
-  let driver: NetDriver;
-  try {
-    driver = await NetDriver.open(frontend, {
-      queueSize: options.queueSize,
-      timeoutMs: options.timeout,
-      ...driverOptions,
-    });
-  } catch (error) {
-    frontend.close();
-    throw error;
-  }
-  let failed = true;
-  try {
+  const { queueSize, timeout: timeoutMs } = options;
+  const open = (frontend: VhostUserFrontend) => NetDriver.open(frontend, { queueSize, timeoutMs, ...driverOptions });
+  return withDriver(context, socket, options, open, (driver) => {
     tellLink(context, driver);
-    const result = await use(driver);
-    failed = false;
-    return result;
-  } finally {
-    const closing = driver.close();
-    // The first failure is the one to tell.
-    await (failed ? closing.catch(() => undefined) : closing);
-  }
+    return use(driver);
+  });
 }
 
 /** Says when the link is down from the start, and when it changes. */

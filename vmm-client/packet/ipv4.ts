@@ -137,11 +137,8 @@ export function encodeUdp(
   toPort: number,
   frameBytes: number,
 ): Uint8Array {
-  const frame = new Uint8Array(frameBytes);
+  const frame = startFrame(from, to, PROTOCOL_UDP, fromPort, toPort, frameBytes);
   const view = viewOf(frame);
-  writeIpHeader(frame, from, to, PROTOCOL_UDP);
-  view.setUint16(TRANSPORT_AT, fromPort);
-  view.setUint16(TRANSPORT_AT + 2, toPort);
   view.setUint16(TRANSPORT_AT + 4, frameBytes - TRANSPORT_AT);
   fillPattern(frame, UDP_HEADERS_BYTES);
   const sum = addToSum(frame, TRANSPORT_AT, frameBytes, pseudoHeaderSum(frame, PROTOCOL_UDP));
@@ -161,11 +158,8 @@ export function encodeTcp(
   toPort: number,
   frameBytes: number,
 ): Uint8Array {
-  const frame = new Uint8Array(frameBytes);
+  const frame = startFrame(from, to, PROTOCOL_TCP, fromPort, toPort, frameBytes);
   const view = viewOf(frame);
-  writeIpHeader(frame, from, to, PROTOCOL_TCP);
-  view.setUint16(TRANSPORT_AT, fromPort);
-  view.setUint16(TRANSPORT_AT + 2, toPort);
   view.setUint32(TRANSPORT_AT + 4, 1);
   view.setUint32(TRANSPORT_AT + 8, 1);
   view.setUint8(TRANSPORT_AT + 12, (TCP_HEADER_BYTES / 4) << 4);
@@ -173,6 +167,23 @@ export function encodeTcp(
   view.setUint16(TRANSPORT_AT + 14, 0xffff);
   view.setUint16(TRANSPORT_AT + TCP_CHECKSUM_AT, foldSum(pseudoHeaderSum(frame, PROTOCOL_TCP)));
   fillPattern(frame, TCP_HEADERS_BYTES);
+  return frame;
+}
+
+/** A frame with everything up to and with the ports. */
+function startFrame(
+  from: Station,
+  to: Station,
+  protocol: number,
+  fromPort: number,
+  toPort: number,
+  frameBytes: number,
+): Uint8Array {
+  const frame = new Uint8Array(frameBytes);
+  writeIpHeader(frame, from, to, protocol);
+  const view = viewOf(frame);
+  view.setUint16(TRANSPORT_AT, fromPort);
+  view.setUint16(TRANSPORT_AT + 2, toPort);
   return frame;
 }
 

@@ -9,8 +9,8 @@ import {
   IORING_OP_WRITE,
   IORING_OP_WRITEV,
   IoUring,
-  RWF_NOWAIT,
 } from '../../../protocol/sys/io-uring.ts';
+import { RWF_NOWAIT } from '../../../protocol/sys/libc.ts';
 import { type Packet, RECEIVE } from '../packet.ts';
 import type { Complete, Engine } from './engine.ts';
 
