@@ -14,6 +14,7 @@ export interface CoreOptions extends LoggingOptions {
   readonly socketPath?: string;
   readonly fd?: number;
   readonly client?: boolean;
+  readonly supervised?: boolean;
   readonly pollUs: number;
   readonly poll?: boolean;
 }
@@ -42,6 +43,7 @@ export function createCommand(name: string, description: string, version: string
         .conflicts(['socketPath', 'client']),
     )
     .option('--client', 'connect to a front end that listens, and again when it goes away')
+    .option('--supervised', 'say "ready" on standard output when serving; stop when standard input ends')
     .option('--print-capabilities', 'print the capabilities as JSON and exit')
     .addOption(
       new Option('--poll-us <microseconds>', 'poll this long for more work before sleeping; 0 sleeps at once')

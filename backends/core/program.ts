@@ -5,6 +5,7 @@ import { Daemon } from './daemon.ts';
 import type { Device } from './device.ts';
 import { createLogger, type Logger } from './logging.ts';
 import { type CoreOptions, toUsageError, UsageError } from './options.ts';
+import { obeyStarter } from './supervised.ts';
 import { VERSION } from './version.ts';
 
 /** A daemon as a program. */
@@ -78,8 +79,10 @@ async function serve<O extends CoreOptions>(program: Program<O>, options: O, ins
       log.error(error.message);
     }
   };
-  install({ stop: () => void daemon.stop(), reload });
+  const stop = (): void => void daemon.stop();
+  install({ stop, reload });
   daemon.start();
+  if (options.supervised === true) obeyStarter(stop);
   if (await daemon.finished) device.close();
   log.info('stopped');
 }

@@ -13,18 +13,13 @@
  */
 
 import { ENOMEM, SysError } from './errors.ts';
-import { checked, libc, viewMemory } from './libc.ts';
-import { allocatePinned, mappedAddress, type PinnedMemory } from './pinned.ts';
+import { allocatePinned, type PinnedMemory } from './pinned.ts';
+import { installMachineCodeHandler, machineCodeHandlersAvailable } from './signal-handler.ts';
 
 const SIGBUS = 7;
-const SA_SIGINFO = 4;
 const SLOT_BYTES = 32;
 const SLOT_START = 64;
 const MAX_SLOTS = 2048;
-const PROT_READ_WRITE = 3;
-const PROT_READ_EXEC = 5;
-const PAGE_BYTES = 4096;
-const MAP_PRIVATE_ANONYMOUS = 0x22;
 
 /** x86-64, System V: handler(rdi = signal, rsi = siginfo). `TABLE` stands for the table's address (8 bytes). */
 const TABLE = -1;
@@ -64,25 +59,13 @@ function encodeHandler(tableAddress: number): Uint8Array {
 }
 
 /** Whether this machine's architecture has a handler; where not, a truncated region ends the daemon. */
-export const faultGuardAvailable = process.arch === 'x64';
+export const faultGuardAvailable = machineCodeHandlersAvailable;
 
 /** Installs the SIGBUS handler of the process, once. A no-op where the architecture has none. */
 export function installFaultGuard(): void {
   if (table !== undefined || !faultGuardAvailable) return;
   table = allocatePinned(SLOT_START + MAX_SLOTS * SLOT_BYTES);
-  const handler = encodeHandler(table.address);
-  const code = mappedAddress(libc.mmap(0, PAGE_BYTES, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS, -1, 0));
-  viewCopy(code, handler);
-  checked(libc.mprotect(code, PAGE_BYTES, PROT_READ_EXEC), 'mprotect', 'SIGBUS handler');
-  // glibc's struct sigaction: handler @0, mask @8 (128 bytes), flags @136, restorer @144.
-  const action = allocatePinned(152);
-  action.setU64(0, code);
-  action.data.setUint32(136, SA_SIGINFO, true);
-  checked(libc.sigaction(SIGBUS, action.address, 0), 'sigaction', 'SIGBUS');
-}
-
-function viewCopy(address: number, code: Uint8Array): void {
-  new Uint8Array(viewMemory(address, PAGE_BYTES)).set(code);
+  installMachineCodeHandler(SIGBUS, encodeHandler(table.address), 'SIGBUS');
 }
 
 /**

@@ -24,6 +24,11 @@ sinkIovec.setU64(0, sink.address);
 sinkIovec.setU64(8, 512);
 const pollFd = allocatePinned(8);
 
+/** Adds 1 to an eventfd of this process, from any thread, when only its number is known. It must not be shared with a peer. */
+export function signalEventFd(fd: number): void {
+  libc.write(fd, one.address, 8);
+}
+
 /** The file type of a descriptor that can carry notifications. @throws SysError - it cannot; it is closed */
 function carrierType(owned: OwnedFd): number {
   try {

@@ -12,6 +12,7 @@ const EFD_CLOEXEC = 0x80000;
 const EFD_NONBLOCK = 0x800;
 const MFD_CLOEXEC = 1;
 const MFD_ALLOW_SEALING = 2;
+const MFD_HUGETLB = 4;
 const F_ADD_SEALS = 1033;
 const F_DUPFD_CLOEXEC = 1030;
 const F_GETFL = 3;
@@ -94,17 +95,27 @@ export function createEventFd(): OwnedFd {
   return new OwnedFd(checked(libc.eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), 'eventfd'));
 }
 
-/** A new memfd of `length` bytes whose size is sealed: nobody who gets it can truncate it under a mapping. */
-export function createSealedMemfd(name: string, length: number): OwnedFd {
-  const memfd = new OwnedFd(checked(libc.memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING), 'memfd_create'));
+/**
+ * A new memfd of `length` bytes whose size is sealed: nobody who gets it can truncate it under a mapping. With `hugePages`
+ * it is made of the host's default huge pages, and `length` is a multiple of their size.
+ * @throws SysError - ENOSYS, EMFILE; EINVAL where the length does not fit or the kernel has no huge pages
+ */
+export function createSealedMemfd(name: string, length: number, hugePages = false): OwnedFd {
+  const flags = MFD_CLOEXEC | MFD_ALLOW_SEALING | (hugePages ? MFD_HUGETLB : 0);
+  const memfd = new OwnedFd(checked(libc.memfd_create(name, flags), 'memfd_create'));
   try {
-    checked(libc.ftruncate(memfd.fd, length), 'ftruncate', `${name} to ${length} bytes`);
+    setFileSize(memfd.fd, length, name);
     checked(libc.fcntl(memfd.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW), 'fcntl', 'F_ADD_SEALS');
     return memfd;
   } catch (error) {
     memfd.close();
     throw error;
   }
+}
+
+/** Makes a file `length` bytes long, sparse where it grows. @throws SysError - named after `name` */
+export function setFileSize(fd: number, length: number, name: string): void {
+  checked(libc.ftruncate(fd, length), 'ftruncate', `${name} to ${length} bytes`);
 }
 
 /** Stats a descriptor. @throws SysError - EBADF and the like */

@@ -205,7 +205,7 @@ export class UnixListener {
    * @throws SysError - EADDRINUSE: another process listens there, or the file is not a socket
    */
   static listen(path: string): UnixListener {
-    if (isStaleSocket(path)) rmSync(path, { force: true });
+    removeStaleSocket(path);
     const length = encodeAddress(path);
     const socket = createSocket();
     try {
@@ -237,6 +237,14 @@ export class UnixListener {
     if (this.#path !== undefined && this.#owned.isOpen) rmSync(this.#path, { force: true });
     this.#owned.close();
   }
+}
+
+/**
+ * Makes way for a listener: a socket file that nobody listens on is removed, anything else stays.
+ * @throws SysError - EADDRINUSE: another process listens there
+ */
+export function removeStaleSocket(path: string): void {
+  if (isStaleSocket(path)) rmSync(path, { force: true });
 }
 
 /** Whether `path` is a socket file that refuses connections: left over by a process that is gone. */

@@ -3,3 +3,4 @@
 export const VIRTIO_ID_NET = 1;
 export const VIRTIO_ID_BLOCK = 2;
 export const VIRTIO_ID_VSOCK = 19;
+export const VIRTIO_ID_FS = 26;

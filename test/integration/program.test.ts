@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { beforeEach, describe, expect, it } from 'vitest';
 import { OwnedFd } from '../../protocol/sys/owned-fd.ts';
 import { UnixListener, UnixStream } from '../../protocol/sys/unix-socket.ts';
+import { Child } from '../support/child.ts';
 import { cleanupAfterEach } from '../support/cleanup.ts';
 import { prepareRequest, STATUS, TYPE } from '../support/frontend/blk-request.ts';
 import { createMemfd, setBlocking } from '../support/frontend/descriptors.ts';
@@ -286,6 +287,36 @@ describe('a signal to stop', () => {
     program.kill('SIGTERM');
 
     expect((await program.waitForExit()).code).toBe(0);
+  });
+});
+
+describe('--supervised', () => {
+  const supervise = async (): Promise<Child> => {
+    const args = [BLK_MAIN, `--socket-path=${socket}`, `--blk-file=${image}`, '--log-level=silent', '--supervised'];
+    const child = new Child(process.execPath, args);
+    cleanup.add(() => child.stop());
+    await child.waitFor(/^ready\n/, 10_000);
+    return child;
+  };
+
+  it('says ready when it serves, and nothing else', async () => {
+    const child = await supervise();
+
+    await connectGood(socket);
+    expect(child.output()).toBe('ready\n');
+  });
+
+  it('stops in order when its input ends, and not before', async () => {
+    const child = await supervise();
+    child.stdin.write('words are no end\n');
+    const frontend = await RawFrontend.start(socket);
+    cleanup.add(() => frontend.close());
+    expect(child.running).toBe(true);
+
+    child.stdin.end();
+
+    expect(await child.waitForExit(10_000)).toEqual({ code: 0, signal: null });
+    expect(existsSync(socket)).toBe(false);
   });
 });
 

@@ -8,6 +8,9 @@ import { describe, expect, it } from 'vitest';
 import * as tap from '../../protocol/sys/tap.ts';
 import * as blk from '../../protocol/virtio/blk.ts';
 import * as ids from '../../protocol/virtio/device-ids.ts';
+import * as status from '../../protocol/virtio/device-status.ts';
+import * as fs from '../../protocol/virtio/fs.ts';
+import * as mmio from '../../protocol/virtio/mmio.ts';
 import * as net from '../../protocol/virtio/net.ts';
 import * as reserved from '../../protocol/virtio/reserved-features.ts';
 import * as ring from '../../protocol/virtio/split-ring.ts';
@@ -92,7 +95,35 @@ describe.skipIf(!installed)('the constants agree with the kernel', () => {
   });
 
   it('virtio_ids.h: device ids', () => {
-    compare(ids, 'virtio_ids.h', same, 3);
+    compare(ids, 'virtio_ids.h', same, 4);
+  });
+
+  it('virtio_config.h: device status', () => {
+    const rename = (name: string): string =>
+      name.replace('VIRTIO_STATUS_DEVICE_', 'VIRTIO_CONFIG_S_').replace('VIRTIO_STATUS_', 'VIRTIO_CONFIG_S_');
+    compare(status, 'virtio_config.h', rename, 6);
+  });
+
+  it('virtio_mmio.h: registers', () => {
+    const defines = readDefines('virtio_mmio.h');
+    const rename = (name: string): string =>
+      `VIRTIO_MMIO_${name.toUpperCase()}`
+        .replace('QUEUE_DRIVER_', 'QUEUE_AVAIL_')
+        .replace('QUEUE_DEVICE_', 'QUEUE_USED_');
+    // Debian 12's header has no QueueReset.
+    const known = Object.entries(mmio.VIRTIO_MMIO).filter(([name]) => name !== 'queue_reset');
+
+    expect(Object.fromEntries(known)).toEqual(
+      Object.fromEntries(known.map(([name]) => [name, defines.get(rename(name))])),
+    );
+  });
+
+  it('virtio_fs.h: the configuration space', () => {
+    const text = readFileSync(`${INCLUDE}/virtio_fs.h`, 'utf8');
+
+    expect(text).toMatch(/__u8 tag\[36\];\s+(\/\*[^*]*\*\/\s*)?__le32 num_request_queues;/);
+    expect(fs.VIRTIO_FS_TAG_BYTES).toBe(fs.VIRTIO_FS_CONFIG.num_request_queues);
+    expect([fs.VIRTIO_FS_CONFIG.num_request_queues, fs.VIRTIO_FS_CONFIG_BYTES]).toEqual([36, 40]);
   });
 
   it('virtio_blk.h: the configuration space is laid out field by field', () => {
@@ -117,6 +148,11 @@ describe.skipIf(!installed)('the constants agree with the kernel', () => {
 });
 
 describe('numbers that no installed header has', () => {
+  it('virtio-mmio: interrupt bits, version, and QueueReset (VIRTIO 1.3, 4.2.2)', () => {
+    expect([mmio.VIRTIO_MMIO_INT_VRING, mmio.VIRTIO_MMIO_INT_CONFIG, mmio.VIRTIO_MMIO_VERSION]).toEqual([1, 2, 2]);
+    expect(mmio.VIRTIO_MMIO.queue_reset).toBe(0xc0);
+  });
+
   it('virtio-blk: 96 bytes of configuration space, LIFETIME and ZONED, GET_LIFETIME', () => {
     expect(blk.VIRTIO_BLK_CONFIG_BYTES).toBe(96);
     expect([blk.VIRTIO_BLK_F_LIFETIME, blk.VIRTIO_BLK_F_ZONED, blk.VIRTIO_BLK_T_GET_LIFETIME]).toEqual([15, 17, 10]);

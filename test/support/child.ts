@@ -4,6 +4,7 @@
  */
 
 import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { readdirSync, readFileSync } from 'node:fs';
 import type { Readable, Writable } from 'node:stream';
 import { forgetGroup, watchGroup } from './watchdog.ts';
@@ -146,6 +147,20 @@ export class Child {
     } finally {
       clearTimeout(timer);
     }
+  }
+
+  /**
+   * The same, and all that the child wrote is in output(): what it wrote last may arrive after its end.
+   * @throws Error - after deadlineMs, which a grandchild that holds the pipes can bring about.
+   */
+  async waitForClose(deadlineMs: number): Promise<ChildExit> {
+    const end = performance.now() + deadlineMs;
+    const exit = await this.waitForExit(deadlineMs);
+    if (this.#closed) return exit;
+    await once(this.#process, 'close', {
+      signal: AbortSignal.timeout(Math.max(1, Math.ceil(end - performance.now()))),
+    });
+    return exit;
   }
 
   /** Sends a signal to the child alone. */

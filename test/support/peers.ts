@@ -55,6 +55,16 @@ const findTap = (): string | undefined => {
   return (BigInt(`0x${effective}`) & needed) === needed ? findFile('/dev/net/tun') : undefined;
 };
 
+/** KVM for whoever runs the tests: the file is there on many machines that do not let everyone use it. */
+const findKvm = (): string | undefined => {
+  try {
+    accessSync('/dev/kvm', constants.R_OK | constants.W_OK);
+    return '/dev/kvm';
+  } catch {
+    return undefined;
+  }
+};
+
 interface Peer {
   readonly path: () => string | undefined;
   /** What to say when it is not there, where that is not for scripts/setup to change. */
@@ -74,6 +84,11 @@ const PEERS = {
       findModules(join(unpacked, 'linux/lib/modules')) ?? findModules(join(unpacked, 'linux/usr/lib/modules')),
   },
   'static busybox': { path: findStaticBusybox },
+  // One of them unpacks the kernel, whichever it was packed with.
+  gzip: { path: () => findProgram('gzip'), versionArguments: ['--version'] },
+  lz4: { path: () => findProgram('lz4'), versionArguments: ['--version'] },
+  xz: { path: () => findProgram('xz'), versionArguments: ['--version'] },
+  zstd: { path: () => findProgram('zstd'), versionArguments: ['--version'] },
   fio: { path: () => findProgram('fio'), versionArguments: ['--version'] },
   'mkfs.ext4': { path: () => findProgram('mkfs.ext4'), versionArguments: ['-V'] },
   debugfs: { path: () => findProgram('debugfs'), versionArguments: ['-V'] },
@@ -83,12 +98,14 @@ const PEERS = {
   gcc: { path: () => findProgram('gcc'), versionArguments: ['--version'] },
   libblkio: { path: () => findFile(join(unpacked, 'libblkio/usr')) },
   'TAP interfaces': { path: findTap, lack: 'TAP interfaces need /dev/net/tun and root' },
+  KVM: { path: findKvm, lack: 'virtual machines need a /dev/kvm that may be read and written' },
   ip: { path: () => findProgram('ip'), versionArguments: ['-V'] },
   iperf3: { path: () => findProgram('iperf3'), versionArguments: ['--version'] },
   bash: { path: () => findProgram('bash'), versionArguments: ['--version'] },
   ping: { path: () => findProgram('ping'), versionArguments: ['-V'] },
   ethtool: { path: () => findProgram('ethtool'), versionArguments: ['--version'] },
   tcpdump: { path: () => findProgram('tcpdump'), versionArguments: ['--version'] },
+  virtiofsd: { path: () => findFile(join(unpacked, 'virtiofsd/usr/libexec/virtiofsd')) },
   'dpdk-testpmd': { path: () => findProgram('dpdk-testpmd') },
 } satisfies Record<string, Peer>;
 

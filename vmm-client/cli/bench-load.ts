@@ -14,11 +14,9 @@ import {
 } from '../../protocol/virtio/blk.ts';
 import { type BlkDriver, BlkError } from '../driver/blk-driver.ts';
 import type { BlkQueue } from '../driver/blk-queue.ts';
+import type { AccessPattern } from './bench-choices.ts';
 import type { ByteRange } from './context.ts';
 import { Histogram } from './histogram.ts';
-
-export const ACCESS_PATTERNS = ['read', 'write', 'randread', 'randwrite', 'randrw'] as const;
-export type AccessPattern = (typeof ACCESS_PATTERNS)[number];
 
 /** Completions of one queue before it is refilled and its back end told: small, so that both sides overlap. */
 const MAX_ROUND = 16;

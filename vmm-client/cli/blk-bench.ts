@@ -1,7 +1,8 @@
 /** `ringside blk bench`: options, run and report. */
 
 import { VIRTIO_BLK_SECTOR_BYTES } from '../../protocol/virtio/blk.ts';
-import { type AccessPattern, BenchLoad, type LoadResult } from './bench-load.ts';
+import type { AccessPattern } from './bench-choices.ts';
+import { BenchLoad, type LoadResult } from './bench-load.ts';
 import { type CliContext, checkQueueSize, type DiskOptions, rangeOf, withDisk } from './context.ts';
 import type { Histogram } from './histogram.ts';
 import { Progress } from './progress.ts';

@@ -9,8 +9,19 @@ export interface CliContext {
   readonly stdin: Readable;
   readonly stdout: Writable & { readonly isTTY?: boolean };
   readonly stderr: Writable & { readonly isTTY?: boolean; readonly columns?: number };
-  /** Aborted when the user wants an end (SIGINT, SIGTERM). */
+  /** Aborted when the user wants an end (SIGINT, SIGTERM, SIGHUP). */
   readonly interrupted: AbortSignal;
+  readonly host: Host;
+}
+
+/** What a virtual machine needs of its process. */
+export interface Host {
+  /** Folder that has the programs of the suite, at their places in the build. */
+  readonly root: string;
+  /** A directory of the user's for what lives as long as the process. */
+  readonly runtimeDirectory: string;
+  /** Calls `hook` when the process ends, however it does, signals that cannot be caught aside. Returns what forgets it. */
+  onExit(hook: () => void): () => void;
 }
 
 /** A run that did what it should and found that the data is not what it should be. Ends in exit code 1. */

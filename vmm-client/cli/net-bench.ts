@@ -23,10 +23,11 @@ import {
   TRANSPORT_AT,
   UDP_HEADERS_BYTES,
 } from '../packet/ipv4.ts';
+import type { Direction } from './bench-choices.ts';
 import type { CliContext } from './context.ts';
 import { parseIpv4 } from './net-addresses.ts';
 import { DEFAULT_MAC, type NetOptions, withNet } from './net-context.ts';
-import { type Direction, type LoadHeader, NetLoad, type NetLoadResult } from './net-load.ts';
+import { type LoadHeader, NetLoad, type NetLoadResult } from './net-load.ts';
 import { Progress } from './progress.ts';
 import { formatCount, formatSize, UsageError } from './quantity.ts';
 

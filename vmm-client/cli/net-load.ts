@@ -11,9 +11,7 @@ import type { NetDriver } from '../driver/net-driver.ts';
 import type { NetReceiveQueue } from '../driver/net-receive-queue.ts';
 import type { NetTransmitQueue } from '../driver/net-transmit-queue.ts';
 import { NOTHING_USED } from '../driver/split-virtqueue.ts';
-
-export const DIRECTIONS = ['tx', 'rx', 'both'] as const;
-export type Direction = (typeof DIRECTIONS)[number];
+import type { Direction } from './bench-choices.ts';
 
 const SLICE_MS = 2;
 /** How long to sleep at most, in milliseconds: the clock has to be looked at. */

@@ -3,13 +3,13 @@
 import { Argument, Command, Option } from 'commander';
 import { VIRTIO_NET_MAX_PAIRS } from '../../protocol/virtio/net.ts';
 import { VIRTQ_MAX_SIZE } from '../../protocol/virtio/split-ring.ts';
+import { DIRECTIONS } from './bench-choices.ts';
 import { duration, integer, option, parser, queueOptions, SOCKET, size } from './command-options.ts';
 import type { CliContext } from './context.ts';
 import { parseIpv4, parseIpv4Prefix, parseMac } from './net-addresses.ts';
-import { benchNet, type NetBenchOptions } from './net-bench.ts';
-import { DIRECTIONS } from './net-load.ts';
-import { capturePackets, type PcapOptions } from './net-pcap.ts';
-import { type PingOptions, pingHost } from './net-ping.ts';
+import type { NetBenchOptions } from './net-bench.ts';
+import type { PcapOptions } from './net-pcap.ts';
+import type { PingOptions } from './net-ping.ts';
 
 const mac = parser(parseMac);
 
@@ -47,7 +47,10 @@ export function createNetCommands(context: CliContext): Command {
         option('--wait <time>', 'how long to wait for the last answer', duration, 1000, '1s'),
         option('--size <bytes>', 'data in each packet', size, 56),
       ],
-    ).action((socket, address, options) => pingHost(context, socket, address, options as PingOptions)),
+    ).action(async (socket, address, options) => {
+      const { pingHost } = await import('./net-ping.ts');
+      return pingHost(context, socket, address, options as PingOptions);
+    }),
   );
   net.addCommand(
     netCommand(
@@ -58,7 +61,10 @@ export function createNetCommands(context: CliContext): Command {
         option('--count <number>', 'packets to capture (default: no limit)', integer(1, Number.MAX_SAFE_INTEGER)),
         option('--seconds <time>', 'how long to capture (default: no limit)', duration),
       ],
-    ).action((socket, file, options) => capturePackets(context, socket, file, options as PcapOptions)),
+    ).action(async (socket, file, options) => {
+      const { capturePackets } = await import('./net-pcap.ts');
+      return capturePackets(context, socket, file, options as PcapOptions);
+    }),
   );
   net.addCommand(
     netCommand('bench', 'Measures a network device: packets and bytes a second.', undefined, [
@@ -72,7 +78,10 @@ export function createNetCommands(context: CliContext): Command {
       option('--batch <packets>', 'packets made available at a time', integer(1, VIRTQ_MAX_SIZE), 32),
       option('--poll <us>', 'microseconds to poll in vain before sleeping', integer(0, 10_000_000), 200),
       new Option('--json', 'print JSON'),
-    ]).action((socket, options) => benchNet(context, socket, options as NetBenchOptions)),
+    ]).action(async (socket, options) => {
+      const { benchNet } = await import('./net-bench.ts');
+      return benchNet(context, socket, options as NetBenchOptions);
+    }),
   );
   return net;
 }

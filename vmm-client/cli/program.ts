@@ -1,15 +1,19 @@
-/** The commands of `ringside`, their options and help. Knows neither the process nor how to exit. */
+/**
+ * The commands of `ringside`, their options and help. Knows neither the process nor how to exit. What a command does is
+ * loaded when it is run: a virtual machine is not to wait for the code of the others.
+ */
 
 import { Command, Option } from 'commander';
 import { VIRTQ_MAX_SIZE } from '../../protocol/virtio/split-ring.ts';
-import { ACCESS_PATTERNS } from './bench-load.ts';
-import { type BenchOptions, benchDisk } from './blk-bench.ts';
-import { type ReadOptions, readDisk, type WriteOptions, writeDisk } from './blk-transfer.ts';
-import { type VerifyOptions, verifyDisk } from './blk-verify.ts';
+import { ACCESS_PATTERNS } from './bench-choices.ts';
+import type { BenchOptions } from './blk-bench.ts';
+import type { ReadOptions, WriteOptions } from './blk-transfer.ts';
+import type { VerifyOptions } from './blk-verify.ts';
 import { duration, integer, option, queueOptions, SOCKET, size, timeoutOption } from './command-options.ts';
 import type { CliContext } from './context.ts';
-import { infoToJson, queryBackend, renderInfo } from './info.ts';
+import { createCtlCommand } from './ctl-program.ts';
 import { createNetCommands } from './net-program.ts';
+import { createVmCommands } from './vm-program.ts';
 
 /** A command on a disk: its own options, then those that all of them have. */
 function diskCommand(name: string, description: string, options: readonly Option[]): Command {
@@ -23,7 +27,8 @@ function diskCommand(name: string, description: string, options: readonly Option
 export function createProgram(context: CliContext, version: string): Command {
   const program = new Command('ringside')
     .description(
-      'Talks to vhost-user back ends: asks what they are, reads, writes, verifies and measures disks, pings and captures.',
+      'Runs virtual machines whose devices are vhost-user back ends. Talks to back ends without one, too: asks what they ' +
+        'are, reads, writes, verifies and measures disks, pings and captures.',
     )
     .version(version, '-V, --version', 'print the version')
     .helpOption('-h, --help', 'print this help')
@@ -31,7 +36,7 @@ export function createProgram(context: CliContext, version: string): Command {
     .addHelpText(
       'after',
       '\nSizes are in bytes and take the suffixes k, M, G, T (powers of 1024). Times are in seconds and take ms, s, m, h.' +
-        '\nExit codes: 0 done, 1 it failed, 2 wrong usage, 130 interrupted.',
+        '\nExit codes: 0 done, 1 it failed, 2 wrong usage, 130 interrupted, 143 terminated.',
     );
 
   program
@@ -44,6 +49,7 @@ export function createProgram(context: CliContext, version: string): Command {
     .addOption(timeoutOption())
     .option('--json', 'print JSON')
     .action(async (socket, options) => {
+      const { infoToJson, queryBackend, renderInfo } = await import('./info.ts');
       const info = await queryBackend(socket, { type: options.type, timeoutMs: options.timeout });
       const text = options.json === true ? JSON.stringify(infoToJson(info), undefined, 2) : renderInfo(info);
       context.stdout.write(`${text}\n`);
@@ -57,13 +63,19 @@ export function createProgram(context: CliContext, version: string): Command {
       offset('where to begin'),
       length(),
       new Option('-o, --output <file>', 'where to, - is standard output').default('-'),
-    ]).action((socket, options) => readDisk(context, socket, options as ReadOptions)),
+    ]).action(async (socket, options) => {
+      const { readDisk } = await import('./blk-transfer.ts');
+      return readDisk(context, socket, options as ReadOptions);
+    }),
   );
   blk.addCommand(
     diskCommand('write', 'Copies a file onto a disk, and flushes.', [
       offset('where to begin, a multiple of the block size'),
       new Option('-i, --input <file>', 'where from, - is standard input').default('-'),
-    ]).action((socket, options) => writeDisk(context, socket, options as WriteOptions)),
+    ]).action(async (socket, options) => {
+      const { writeDisk } = await import('./blk-transfer.ts');
+      return writeDisk(context, socket, options as WriteOptions);
+    }),
   );
   blk.addCommand(
     diskCommand('verify', 'OVERWRITES a range with a pattern, reads it back and compares.', [
@@ -71,7 +83,10 @@ export function createProgram(context: CliContext, version: string): Command {
       length(),
       option('--seed <number>', 'which pattern', integer(0, 0xffff_ffff), 1),
       new Option('--read-only-pass', 'only compare, with what an earlier run wrote'),
-    ]).action((socket, options) => verifyDisk(context, socket, options as VerifyOptions)),
+    ]).action(async (socket, options) => {
+      const { verifyDisk } = await import('./blk-verify.ts');
+      return verifyDisk(context, socket, options as VerifyOptions);
+    }),
   );
   blk.addCommand(
     diskCommand('bench', 'Measures a disk. Patterns with "write" OVERWRITE it.', [
@@ -84,15 +99,20 @@ export function createProgram(context: CliContext, version: string): Command {
       option('--size <bytes>', 'length of the range (default: to the end of the disk)', size),
       option('--poll <us>', 'microseconds to poll in vain before sleeping', integer(0, 10_000_000), 200),
       new Option('--json', 'print JSON'),
-    ]).action((socket, options) => benchDisk(context, socket, options as BenchOptions)),
+    ]).action(async (socket, options) => {
+      const { benchDisk } = await import('./blk-bench.ts');
+      return benchDisk(context, socket, options as BenchOptions);
+    }),
   );
   const net = createNetCommands(context);
   program.addCommand(net);
-  for (const command of [program, ...program.commands, ...blk.commands, ...net.commands]) settle(command, context);
+  program.addCommand(createVmCommands(context, version));
+  program.addCommand(createCtlCommand(context));
+  settle(program, context);
   return program;
 }
 
-/** What commander does not hand down. Errors are thrown and not exits; help after an error would bury its sentence. */
+/** What commander does not hand down to commands below. Errors are thrown and not exits; help after an error would bury its sentence. */
 function settle(command: Command, context: CliContext): void {
   command
     .exitOverride()
@@ -103,4 +123,5 @@ function settle(command: Command, context: CliContext): void {
       writeErr: (text) => context.stderr.write(text),
       outputError: (text, write) => write(`ringside: ${text.replace(/^error: /, '')}`),
     });
+  for (const each of command.commands) settle(each, context);
 }

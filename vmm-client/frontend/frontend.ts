@@ -21,16 +21,18 @@ import { FRONTEND } from '../../protocol/vhost-user/messages.ts';
 import { hasFeature } from '../../protocol/virtio/reserved-features.ts';
 import { BackendChannel } from './backend-channel.ts';
 import { FrontendConnection } from './connection.ts';
-import { type InflightRegion, requestInflight, sendInflight, sendMemory } from './hand-over.ts';
+import { dial } from './dial.ts';
+import { type InflightRegion, requestInflight, type SharedRegion, sendInflight, sendMemory } from './hand-over.ts';
 import { type Capabilities, negotiate, USABLE_PROTOCOL_FEATURES } from './negotiation.ts';
-import type { SharedMemory } from './shared-memory.ts';
-import { startVring, type Vring } from './vring.ts';
+import { startVring, stopVring, type Vring } from './vring.ts';
 
 const REDIAL_MS = 100;
 
 export interface FrontendOptions {
   /** How long the back end may take for one answer, in milliseconds. Default 10,000. */
   readonly timeoutMs?: number;
+  /** How long to wait for somebody to listen at the socket, in milliseconds. Default 0: not at all. */
+  readonly waitMs?: number;
   /** How long to dial again after the back end went away, in milliseconds. Default 0: not at all. */
   readonly reconnectMs?: number;
   /** Protocol features to accept where offered. Default: all that this class can use. */
@@ -64,8 +66,10 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
 
   // What was handed over, for a back end that comes back.
   #features: bigint | undefined;
-  #memory: SharedMemory[] = [];
+  #memory: SharedRegion[] = [];
   readonly #vrings = new Map<number, Vring>();
+  /** Rings that the back end may have started, though it refused some of what it was told of them. */
+  readonly #touched = new Set<number>();
   #inflight: InflightRegion | undefined;
 
   private constructor(stream: UnixStream, path: string | undefined, options: FrontendOptions) {
@@ -79,11 +83,11 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
 
   /**
    * Connects to the socket at `path` and negotiates.
-   * @throws SysError - nobody listens there
+   * @throws SysError - nobody listens there, by the end of `waitMs`
    * @throws PeerError, ProtocolError - the back end refused, went away, did not answer in time, or talks nonsense
    */
   static async connect(path: string, options: FrontendOptions = {}): Promise<VhostUserFrontend> {
-    return VhostUserFrontend.#open(UnixStream.connect(path), path, options);
+    return VhostUserFrontend.#open(await dial(path, options.waitMs ?? 0), path, options);
   }
 
   /** Like `connect`, on a connected stream, which it takes over. Without a path there is no reconnecting. */
@@ -135,14 +139,14 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
   }
 
   /** Replaces the memory of the guest. The regions stay the caller's, and open until they are removed here. */
-  async setMemory(regions: readonly SharedMemory[]): Promise<void> {
+  async setMemory(regions: readonly SharedRegion[]): Promise<void> {
     this.#checkSlots(regions.length);
     await this.#command((connection) => sendMemory(connection, regions));
     this.#memory = [...regions];
   }
 
   /** Adds a region while rings may be running; with a new table where the back end has no ADD_MEM_REG. */
-  async addMemory(added: SharedMemory): Promise<void> {
+  async addMemory(added: SharedRegion): Promise<void> {
     const all = [...this.#memory, added];
     if (!this.hasProtocolFeature(VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS)) return this.setMemory(all);
     this.#checkSlots(all.length);
@@ -151,7 +155,7 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
   }
 
   /** Takes a region back. The caller proves that no ring and no request in flight is in it. */
-  async removeMemory(removed: SharedMemory): Promise<void> {
+  async removeMemory(removed: SharedRegion): Promise<void> {
     const rest = this.#memory.filter((memory) => memory !== removed);
     if (!this.hasProtocolFeature(VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS)) return this.setMemory(rest);
     await this.#command((connection) => connection.command(FRONTEND.REM_MEM_REG, removed.region));
@@ -167,6 +171,7 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
 
   /** Hands a ring over, starts and enables it. Its descriptors and its memory stay the caller's. */
   async startVring(vring: Vring, base = 0): Promise<void> {
+    this.#touched.add(vring.index);
     await this.#command((connection) => startVring(connection, vring, base, this.features));
     this.#vrings.set(vring.index, vring);
   }
@@ -176,10 +181,8 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
     await this.#ready;
     // Not to be handed over again, whatever becomes of the request.
     this.#vrings.delete(index);
-    const reply = await this.#connection.call(FRONTEND.GET_VRING_BASE, { index, num: 0 });
-    if (reply.index !== index)
-      throw new ProtocolError(`GET_VRING_BASE of ring ${index} was answered for ${reply.index}`);
-    return reply.num;
+    this.#touched.delete(index);
+    return stopVring(this.#connection, index);
   }
 
   /** Enables or disables a started ring. */
@@ -231,14 +234,65 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
     this.#vrings.clear();
   }
 
+  /**
+   * Waits for a back end that is away, for at most `waitMs` milliseconds. Returns whether it is there and has all that
+   * was handed over.
+   */
+  async waitUntilConnected(waitMs: number): Promise<boolean> {
+    if (this.#state === 'reconnecting') {
+      const enough = new AbortController();
+      const ready = this.#ready.catch(() => undefined);
+      await Promise.race([ready, delay(waitMs, undefined, { signal: enough.signal }).catch(() => undefined)]);
+      enough.abort();
+    }
+    return this.#state === 'connected';
+  }
+
+  /**
+   * Takes everything back that was handed over, as at a reset of the device: features, memory, rings and the in-flight
+   * region. Resolves when nothing of the rings is in flight any more. Where the back end is away, its connection ended and
+   * the rings with it; what the kernel still does for a process that died is over when another one has its place, so that
+   * is waited for, at most `waitMs` milliseconds.
+   */
+  async takeBack(waitMs: number): Promise<void> {
+    const rings = [...this.#touched];
+    const features = this.features;
+    const connection = this.#connection;
+    this.#forget();
+    if (this.#state === 'connected') {
+      try {
+        await Promise.all(rings.map((index) => stopVring(connection, index, features)));
+        if (this.hasProtocolFeature(VHOST_USER_PROTOCOL_F_RESET_DEVICE)) {
+          await connection.command(FRONTEND.RESET_DEVICE, undefined);
+        }
+      } catch (error) {
+        // The end of the connection stops what did not stop otherwise.
+        connection.close();
+        this.#onLost(error as Error);
+      }
+    } else if (this.#state === 'reconnecting') {
+      // What the new connection has of the rings already, it has no longer; the next one gets nothing.
+      connection.close();
+    }
+    await this.waitUntilConnected(waitMs);
+  }
+
+  #forget(): void {
+    this.#features = undefined;
+    this.#memory = [];
+    this.#vrings.clear();
+    this.#touched.clear();
+    this.#inflight?.fd.close();
+    this.#inflight = undefined;
+  }
+
   /** Ends the connection. Memory and ring descriptors stay the caller's. Idempotent. */
   close(): void {
     if (this.#state === 'closed') return;
     this.#state = 'closed';
     this.#connection.close();
     this.#channel?.close();
-    this.#inflight?.fd.close();
-    this.#inflight = undefined;
+    this.#forget();
   }
 
   async #command(send: (connection: FrontendConnection) => Promise<void>): Promise<void> {

@@ -7,9 +7,14 @@ import { type OwnedFd, statFd } from '../../protocol/sys/owned-fd.ts';
 import { closeAll } from '../../protocol/vhost-user/endpoint.ts';
 import { ProtocolError } from '../../protocol/vhost-user/errors.ts';
 import { FRONTEND } from '../../protocol/vhost-user/messages.ts';
-import { type Inflight, MAX_TABLE_REGIONS } from '../../protocol/vhost-user/payloads.ts';
+import { type Inflight, MAX_TABLE_REGIONS, type MemoryRegion } from '../../protocol/vhost-user/payloads.ts';
 import type { FrontendConnection } from './connection.ts';
-import type { SharedMemory } from './shared-memory.ts';
+
+/** A region of guest memory as back ends are told of it, with the descriptor of its file. Owned by whoever made it. */
+export interface SharedRegion {
+  readonly region: MemoryRegion;
+  readonly memfd: OwnedFd;
+}
 
 /** Where a back end keeps track of what it has taken and not yet completed. Owned by the front end. */
 export interface InflightRegion {
@@ -18,7 +23,7 @@ export interface InflightRegion {
 }
 
 /** Replaces all memory: by a table, and what does not fit into one (back ends with CONFIGURE_MEM_SLOTS) by additions. */
-export async function sendMemory(connection: FrontendConnection, regions: readonly SharedMemory[]): Promise<void> {
+export async function sendMemory(connection: FrontendConnection, regions: readonly SharedRegion[]): Promise<void> {
   const table = regions.slice(0, MAX_TABLE_REGIONS);
   await connection.command(
     FRONTEND.SET_MEM_TABLE,

@@ -1,6 +1,7 @@
 /** One virtqueue as the front end tells it to the back end. Source: vhost-user, Ring states, Starting and stopping rings. */
 
 import type { OwnedFd } from '../../protocol/sys/owned-fd.ts';
+import { ProtocolError } from '../../protocol/vhost-user/errors.ts';
 import { FRONTEND } from '../../protocol/vhost-user/messages.ts';
 import { hasFeature, VHOST_USER_F_PROTOCOL_FEATURES } from '../../protocol/virtio/reserved-features.ts';
 import type { FrontendConnection } from './connection.ts';
@@ -61,4 +62,19 @@ export async function startVring(
   ]);
   // Requests that were made available while nobody listened would wait for the next one's kick.
   vring.notify();
+}
+
+/**
+ * Stops a ring (GET_VRING_BASE), which is answered once nothing of it is in flight. With `features` given it is disabled
+ * before. Returns the base to go on from.
+ * @throws PeerError - closed or timed out
+ * @throws ProtocolError - the answer is for another ring
+ */
+export async function stopVring(connection: FrontendConnection, index: number, features = 0n): Promise<number> {
+  const disabled = hasFeature(features, VHOST_USER_F_PROTOCOL_FEATURES)
+    ? connection.command(FRONTEND.SET_VRING_ENABLE, { index, num: 0 })
+    : undefined;
+  const [reply] = await Promise.all([connection.call(FRONTEND.GET_VRING_BASE, { index, num: 0 }), disabled]);
+  if (reply.index !== index) throw new ProtocolError(`GET_VRING_BASE of ring ${index} was answered for ${reply.index}`);
+  return reply.num;
 }

@@ -3,8 +3,15 @@
  * @8; then data; the last device-writable byte is the status (0 OK, 1 IOERR, 2 UNSUPP).
  */
 
-import type { RawFrontend } from './raw-frontend.ts';
-import { INDIRECT, type RawDescriptor, WRITE } from './raw-ring.ts';
+import type { GuestRam } from './guest-ram.ts';
+import { INDIRECT, type RawDescriptor, type RawRing, WRITE } from './raw-ring.ts';
+
+/** Guest memory with rings in it, and room for requests behind them. */
+export interface RequestMemory {
+  readonly ram: GuestRam;
+  readonly dataStart: number;
+  ring(index?: number): RawRing;
+}
 
 export const TYPE = {
   IN: 0,
@@ -50,10 +57,10 @@ export class RequestArea {
   readonly status: number;
   readonly table: number;
   readonly data: number;
-  readonly frontend: RawFrontend;
+  readonly frontend: RequestMemory;
 
   /** Slot n takes 4 KiB and `dataBytes` of data, all behind the rings. */
-  constructor(frontend: RawFrontend, slot = 0, dataBytes = 0x1_0000) {
+  constructor(frontend: RequestMemory, slot = 0, dataBytes = 0x1_0000) {
     const at = frontend.dataStart + slot * (0x1000 + dataBytes);
     if (at + 0x1000 + dataBytes > frontend.ram.length) throw new Error(`no memory for request slot ${slot}`);
     this.frontend = frontend;
@@ -99,7 +106,7 @@ export class RequestArea {
 }
 
 /** Writes a well-formed request and its chain starting at descriptor `first`; does not make it available. */
-export const prepareRequest = (frontend: RawFrontend, request: BlkRequest, first = 0, slot = 0): RequestArea => {
+export const prepareRequest = (frontend: RequestMemory, request: BlkRequest, first = 0, slot = 0): RequestArea => {
   const { out, inBytes } = request;
   const area = new RequestArea(frontend, slot);
   area.putHeader(request.type, request.sector);
@@ -116,7 +123,7 @@ export const prepareRequest = (frontend: RawFrontend, request: BlkRequest, first
 };
 
 /** Does one well-formed request from descriptor 0 on and waits for its end. @throws Error - deadline, wrong used id */
-export const doRequest = async (frontend: RawFrontend, request: BlkRequest): Promise<Answer> => {
+export const doRequest = async (frontend: RequestMemory, request: BlkRequest): Promise<Answer> => {
   const area = prepareRequest(frontend, request);
   const [used] = await frontend.ring(request.queue ?? 0).run(0);
   if (used?.id !== 0) throw new Error(`used entry names head ${used?.id}, 0 was submitted`);

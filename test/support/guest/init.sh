@@ -12,10 +12,14 @@ while read -r module; do
   insmod "/modules/$module" || echo "@@error insmod $module@@"
 done </modules/order
 echo '@@ready@@'
-while read -r id script; do
-  echo "$script" | base64 -d >"/tmp/$id"
-  echo "@@begin $id@@"
-  (. "/tmp/$id") </dev/null 2>&1
-  echo "@@end $id $?@@"
-done
+# In a process of its own: the first process is told of every orphan's end, and busybox's read, interrupted by that, loses
+# the part of the line that it had.
+(
+  while read -r id script; do
+    echo "$script" | base64 -d >"/tmp/$id"
+    echo "@@begin $id@@"
+    (. "/tmp/$id") </dev/null 2>&1
+    echo "@@end $id $?@@"
+  done
+)
 poweroff -f

@@ -31,9 +31,14 @@ const NETWORK_MODULES = [
   ...['llc', 'stp', 'garp', 'mrp', '8021q'],
 ];
 
+/** The same for a guest that mounts a file system of the host. */
+const SHARED_FILE_SYSTEM_MODULES = ['fuse', 'virtiofs'];
+
 export interface InitramfsContents {
   /** Directory of the modules of one kernel release. */
   readonly modules: string;
+  /** Adds what virtiofs needs. */
+  readonly sharedFileSystem?: boolean;
   /** Adds what a network interface needs. */
   readonly network?: boolean;
   /** Programs of the host that the guest's scripts call. */
@@ -42,7 +47,11 @@ export interface InitramfsContents {
 
 /** Builds the archive, or finds it built. Returns its path. */
 export const buildInitramfs = (contents: InitramfsContents): string => {
-  const names = contents.network === true ? [...MODULES, ...NETWORK_MODULES] : MODULES;
+  const names = [
+    ...MODULES,
+    ...(contents.network === true ? NETWORK_MODULES : []),
+    ...(contents.sharedFileSystem === true ? SHARED_FILE_SYSTEM_MODULES : []),
+  ];
   const modules = findModules(contents.modules, names);
   const programs = (contents.programs ?? []).map((name) => peerPath(name));
   const libraries = [...new Set(programs.flatMap(librariesOf))];
@@ -77,7 +86,7 @@ export const buildInitramfs = (contents: InitramfsContents): string => {
   return path;
 };
 
-const findModules = (root: string, names: readonly string[]): string[] => {
+export const findModules = (root: string, names: readonly string[]): string[] => {
   const files = new Map<string, string>();
   for (const entry of readdirSync(join(root, 'kernel'), { recursive: true, encoding: 'utf8' })) {
     if (entry.endsWith('.ko')) files.set(basename(entry, '.ko'), join(root, 'kernel', entry));
@@ -86,7 +95,7 @@ const findModules = (root: string, names: readonly string[]): string[] => {
 };
 
 /** Shared libraries and the loader of a program, by the paths under which it looks for them. */
-const librariesOf = (program: string): string[] => {
+export const librariesOf = (program: string): string[] => {
   if (!readFileSync(program).subarray(0, 4096).includes('/ld-linux')) return [];
   const listing = execFileSync('ldd', [program], { encoding: 'utf8' });
   return [...listing.matchAll(/(?:=> |^\s+)(\/\S+) \(0x/gm)].map((match) => match[1] ?? '');

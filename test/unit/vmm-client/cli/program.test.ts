@@ -5,12 +5,17 @@ import type { Command } from 'commander';
 import { describe, expect, it } from 'vitest';
 import { createProgram } from '../../../../vmm-client/cli/program.ts';
 
+const HOST = { root: '/nonexistent', runtimeDirectory: '/nonexistent', onExit: () => () => undefined };
+
 /** Runs the command line with nobody at the socket. Returns what it said and how it ended. */
 async function run(
   ...args: string[]
 ): Promise<{ stdout: string; stderr: string; error: Error & { exitCode?: number } }> {
   const [stdin, stdout, stderr] = [new PassThrough(), new PassThrough(), new PassThrough()];
-  const program = createProgram({ stdin, stdout, stderr, interrupted: new AbortController().signal }, '1.2.3');
+  const program = createProgram(
+    { stdin, stdout, stderr, interrupted: new AbortController().signal, host: HOST },
+    '1.2.3',
+  );
   const error = await program.parseAsync(args, { from: 'user' }).then(
     () => new Error('no error'),
     (reason) => reason,
@@ -43,6 +48,15 @@ describe('the command line', () => {
     [['net', 'ping', SOCKET, '192.0.2.1', '--ip', '192.0.2.2'], "'192.0.2.2' is not an IPv4 address with the length"],
     [['net', 'pcap', SOCKET], "missing required argument 'file'"],
     [['net', 'bench', SOCKET, '--direction', 'up'], 'Allowed choices are tx, rx, both'],
+    [['vm', 'run'], "required option '--kernel <path>' not specified"],
+    [['vm', 'run', '--kernel', 'k', 'surplus'], 'too many arguments'],
+    [['vm', 'run', '--kernel', 'k', '--cpus', 'max=2'], "the field 'boot' is missing"],
+    [['vm', 'run', '--kernel', 'k', '--memory', 'size=4q'], "size: '4q' is not a size in bytes"],
+    [['vm', 'run', '--kernel', 'k', '--disk', 'colour=red'], "there is no field 'colour'; there are path, socket,"],
+    [['vm', 'run', '--kernel', 'k', '--disk', 'path=a', 'path=b,direct=x'], "direct: 'x' is neither on (true) nor"],
+    [['vm', 'run', '--kernel', 'k', '--serial', 'pty'], "'pty' is none of tty, off, null and file=<path>"],
+    [['vm', 'run', '--kernel', 'k', '--console', 'tty'], "'tty' is not possible; possible is off, null"],
+    [['vm', 'serve'], "required option '--api-socket <path>' not specified"],
     [['net', 'bench', SOCKET, '--to-mac', '33:33:00:00:00:01'], 'is the MAC address of a group'],
   ])('refuses %j in one sentence', async (args, sentence) => {
     const { stdout, stderr, error } = await run(...args);
@@ -73,6 +87,19 @@ describe('the command line', () => {
     expect(error).toMatchObject({ code: 'USAGE', message: expect.stringContaining(sentence) });
   });
 
+  it.each([
+    [['--disk', 'path=a,socket=b'], '--disk [0]: exactly one of path and socket is needed, both are given'],
+    [['--disk', 'path=a', 'path=b,queue_size=100'], '--disk [1]: queue_size: 100 is not a power of two'],
+    [['--cpus', 'boot=2,max=3'], '--cpus: max: 3 is not boot (2), and vCPUs are not hotplugged'],
+    [['--memory', '5'], '--memory: size: 5 is below the minimum of 2097152'],
+    [['--memory', 'size=1G,shared=off'], '--memory: shared is false, and back ends serve only memory that is shared'],
+    [['--vsock', 'cid=2,socket=s'], '--vsock: cid: 2 is below the minimum of 3'],
+    [['--net', 'tap=t,mac=01:00:5e:00:00:01'], '--net [0]: mac: 01:00:5e:00:00:01 is the MAC address of a group'],
+  ])('refuses vm run %j before it looks at the kernel', async (args, sentence) => {
+    const { error } = await run('vm', 'run', '--kernel', '/nonexistent/kernel', ...args);
+    expect(error).toMatchObject({ code: 'USAGE', message: expect.stringContaining(sentence) });
+  });
+
   it('says that a capture file cannot be written, before it looks at the socket', async () => {
     const { error } = await run('net', 'pcap', SOCKET, '/nonexistent/file.pcap');
     expect(error).toMatchObject({
@@ -90,9 +117,12 @@ describe('the command line', () => {
 describe('docs/man/ringside.1', () => {
   const manual = readFileSync(new URL('../../../../docs/man/ringside.1', import.meta.url), 'utf8');
   const [stdin, stdout, stderr] = [new PassThrough(), new PassThrough(), new PassThrough()];
-  const program = createProgram({ stdin, stdout, stderr, interrupted: new AbortController().signal }, '0');
+  const program = createProgram({ stdin, stdout, stderr, interrupted: new AbortController().signal, host: HOST }, '0');
   const all = (command: Command): Command[] => [command, ...command.commands.flatMap(all)];
-  const leaves = all(program).filter((command) => command.commands.length === 0);
+  // The commands of ctl have no options of their own.
+  const leaves = all(program).filter((command) =>
+    command.name() === 'ctl' ? true : command.commands.length === 0 && command.parent?.name() !== 'ctl',
+  );
   const nameOf = (command: Command): string =>
     command.parent === null ? command.name() : `${nameOf(command.parent)} ${command.name()}`;
 
@@ -100,7 +130,13 @@ describe('docs/man/ringside.1', () => {
     'describes every option of %s',
     (name, command) => {
       const sections = manual.split(/^\.S[sh] /m);
-      const shared = name.startsWith('ringside net ') ? 'Network options' : 'Disk options';
+      const shared = name.startsWith('ringside net ')
+        ? 'Network options'
+        : name.startsWith('ringside vm ')
+          ? 'Machine options'
+          : name === 'ringside ctl'
+            ? 'Client options'
+            : 'Disk options';
       const described = sections.filter((section) => section.startsWith(`${name}\n`) || section.startsWith(shared));
       const missing = command.options
         .map((option) => option.long ?? '')

@@ -327,3 +327,79 @@ it('closes every descriptor that it opened', async () => {
   backend.close();
   expect(countOwnFds()).toBe(fdsBefore);
 });
+
+describe('waiting', () => {
+  it('for somebody to listen, for a while', async () => {
+    const connecting = VhostUserFrontend.connect(path, { waitMs: 5000 });
+    backend = new ScriptedBackend(path, { features: FEATURES, protocolFeatures: PROTOCOL_FEATURES });
+    frontend = await connecting;
+    expect(frontend.isConnected).toBe(true);
+  });
+
+  it('in vain names the socket', async () => {
+    await expect(VhostUserFrontend.connect(path, { waitMs: 20 })).rejects.toThrow(`connect ${path}`);
+  });
+
+  it('for a back end that is away has an end', async () => {
+    const { backend: away, frontend: waiting } = await connect({}, { reconnectMs: 5000 });
+    const gone = once(waiting, 'disconnect');
+    away.close();
+    await gone;
+    expect(await waiting.waitUntilConnected(10)).toBe(false);
+    expect(waiting.isReconnecting).toBe(true);
+    backend = new ScriptedBackend(path, { features: FEATURES, protocolFeatures: PROTOCOL_FEATURES });
+    expect(await waiting.waitUntilConnected(5000)).toBe(true);
+  });
+});
+
+describe('taking back', () => {
+  const handOver = async (options: FrontendOptions = {}, script: Partial<Script> = {}) => {
+    const peers = await connect(script, options);
+    await peers.frontend.acceptFeatures(FEATURES);
+    await peers.frontend.setMemory([createMemory()]);
+    await peers.frontend.trackInflight(2, 8);
+    await peers.frontend.startVring(createVring().vring);
+    peers.backend.log.length = 0;
+    return peers;
+  };
+
+  it('disables and stops rings, then resets the device', async () => {
+    const { backend, frontend } = await handOver();
+    await frontend.takeBack(0);
+    expect(backend.log).toEqual(['SET_VRING_ENABLE', 'GET_VRING_BASE', 'RESET_DEVICE']);
+    expect(backend.last.get('SET_VRING_ENABLE')).toEqual({ index: 1, num: 0 });
+    expect(frontend.features).toBe(0n);
+  });
+
+  it('leaves nothing for a back end that comes back', async () => {
+    const { backend, frontend } = await handOver({ reconnectMs: 5000 });
+    const gone = once(frontend, 'disconnect');
+    backend.die();
+    await gone;
+    await frontend.takeBack(5000);
+    expect(frontend.isConnected).toBe(true);
+    expect(backend.log).toEqual(NEGOTIATION);
+  });
+
+  it('is over when the back end is lost', async () => {
+    const { backend, frontend } = await handOver();
+    const lost = once(frontend, 'lost');
+    backend.die();
+    await lost;
+    await frontend.takeBack(5000);
+    expect(backend.log).toEqual([]);
+  });
+
+  it.each([
+    ['refuses', { refuse: ['RESET_DEVICE'] }],
+    ['dies', { dieAt: ['GET_VRING_BASE'] }],
+    ['is silent', { ignore: ['GET_VRING_BASE'] }],
+    ['talks nonsense', { mislabel: ['GET_VRING_BASE'] }],
+  ])('ends the connection where the back end %s', async (_, script) => {
+    const { backend, frontend } = await handOver({ reconnectMs: 5000, timeoutMs: 200 }, script);
+    await frontend.takeBack(5000);
+    expect(frontend.isConnected).toBe(true);
+    expect(backend.connections).toBe(2);
+    expect(backend.log).not.toContain('SET_VRING_KICK+1');
+  });
+});

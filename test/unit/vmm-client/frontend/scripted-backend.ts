@@ -1,5 +1,6 @@
 /** A back end that writes down what it is told and answers by script: for tests of the front end's messages. */
 
+import { SysError } from '../../../../protocol/sys/errors.ts';
 import { createSealedMemfd, type OwnedFd } from '../../../../protocol/sys/owned-fd.ts';
 import { type Watch, watchReadable } from '../../../../protocol/sys/readiness.ts';
 import { UnixListener } from '../../../../protocol/sys/unix-socket.ts';
@@ -13,6 +14,12 @@ export interface Script {
   ignore: string[];
   refuse: string[];
   mislabel: string[];
+  /** Messages at which the connection is closed. */
+  dieAt: string[];
+  /** Answer to GET_QUEUE_NUM. */
+  queueCount: bigint;
+  /** The configuration space; what is not in it cannot be read. Undefined: any request is answered with itself. */
+  config: Uint8Array | undefined;
 }
 
 const INFLIGHT_BYTES = 4096;
@@ -31,7 +38,8 @@ export class ScriptedBackend {
   #endpoint: Endpoint | undefined;
 
   constructor(path: string, script: Partial<Script> = {}) {
-    this.#script = { features: 0n, protocolFeatures: 0n, ignore: [], refuse: [], mislabel: [], ...script };
+    const friendly = { ignore: [], refuse: [], mislabel: [], dieAt: [], queueCount: 4n, config: undefined };
+    this.#script = { features: 0n, protocolFeatures: 0n, ...friendly, ...script };
     this.#listener = UnixListener.listen(path);
     this.#watch = watchReadable(this.#listener.fd, () => {
       const stream = this.#listener.accept();
@@ -43,8 +51,13 @@ export class ScriptedBackend {
   }
 
   async #serve(endpoint: Endpoint): Promise<void> {
-    for (let message = await endpoint.next(); message !== undefined; message = await endpoint.next()) {
-      this.#handle(endpoint, message);
+    try {
+      for (let message = await endpoint.next(); message !== undefined; message = await endpoint.next()) {
+        this.#handle(endpoint, message);
+      }
+    } catch (error) {
+      // The front end closed before it had read everything.
+      if (!(error instanceof SysError)) throw error;
     }
     endpoint.close();
   }
@@ -62,6 +75,10 @@ export class ScriptedBackend {
       closeAll(message.fds);
     }
     if (this.#script.ignore.includes(name)) return;
+    if (this.#script.dieAt.includes(name)) {
+      this.die();
+      return;
+    }
     const id = this.#script.mislabel.includes(name) ? message.id + 1 : message.id;
     const answer = this.#answer(name, message.payload);
     if (answer !== undefined) {
@@ -76,9 +93,10 @@ export class ScriptedBackend {
     const plain = (payload: Uint8Array) => ({ payload, fds: [] });
     if (name === 'GET_FEATURES') return plain(u64(this.#script.features));
     if (name === 'GET_PROTOCOL_FEATURES') return plain(u64(this.#script.protocolFeatures));
-    if (name === 'GET_QUEUE_NUM') return plain(u64(4n));
+    if (name === 'GET_QUEUE_NUM') return plain(u64(this.#script.queueCount));
     if (name === 'GET_MAX_MEM_SLOTS') return plain(u64(12n));
-    if (name === 'GET_CONFIG') return plain(this.#script.refuse.includes(name) ? new Uint8Array() : request);
+    if (name === 'GET_CONFIG')
+      return plain(this.#script.refuse.includes(name) ? new Uint8Array() : this.#config(request));
     if (name === 'GET_VRING_BASE')
       return plain(FRONTEND.GET_VRING_BASE.request.encode({ index: request[0]!, num: 77 }));
     if (name !== 'GET_INFLIGHT_FD') return undefined;
@@ -87,6 +105,20 @@ export class ScriptedBackend {
       payload: FRONTEND.GET_INFLIGHT_FD.request.encode(area),
       fds: [createSealedMemfd('inflight', INFLIGHT_BYTES)],
     };
+  }
+
+  #config(request: Uint8Array): Uint8Array {
+    const { config } = this.#script;
+    if (config === undefined) return request;
+    const { offset, size, flags } = FRONTEND.GET_CONFIG.request.decode(request);
+    if (size > config.length - offset) return new Uint8Array();
+    const data = config.subarray(offset, offset + size);
+    return FRONTEND.GET_CONFIG.request.encode({ offset, size, flags, data });
+  }
+
+  /** Changes the script from here on. */
+  rewrite(script: Partial<Script>): void {
+    Object.assign(this.#script, script);
   }
 
   /** Closes the connection as a process that dies does, but goes on listening. */

@@ -1,0 +1,115 @@
+/**
+ * Debian's kernels, as they are, up to user space in `ringside vm run`: what a freestanding guest cannot show. On this
+ * machine's KVM, or on that of an emulated machine.
+ */
+
+import { join } from 'node:path';
+import { beforeAll, expect, it } from 'vitest';
+import { cleanupAfterAll } from '../support/cleanup.ts';
+import { fileSystemPrograms, readRandomFile, writeRandomFile } from '../support/guest/file-system.ts';
+import { buildInitramfs } from '../support/guest/initramfs.ts';
+import { type KvmHost, RINGSIDE, shellWords } from '../support/guest/kvm-host.ts';
+import { kvmHostPeers, openKvmHost } from '../support/guest/open-kvm-host.ts';
+import { vmlinuxPath } from '../support/guest/vmlinux.ts';
+import { describeWithPeers, peerPath } from '../support/peers.ts';
+
+const CMDLINE = 'console=ttyS0 quiet loglevel=2 panic=-1 mitigations=off random.trust_cpu=on';
+const BOOT_DEADLINE_MS = 90_000;
+
+describeWithPeers(
+  [...kvmHostPeers, 'debugfs', 'e2fsck', 'lz4'],
+  "Debian's kernel in ringside vm run, up to user space",
+  () => {
+    const cleanup = cleanupAfterAll();
+    let host: KvmHost;
+    let directory: string;
+    let initramfs: string;
+
+    beforeAll(async () => {
+      initramfs = buildInitramfs({
+        modules: peerPath('cloud kernel modules'),
+        network: true,
+        sharedFileSystem: true,
+        programs: fileSystemPrograms,
+      });
+      host = await openKvmHost(cleanup, {
+        programs: ['debugfs', 'e2fsck'],
+        files: [initramfs, peerPath('cloud kernel'), vmlinuxPath()],
+        modules: ['tun'],
+      });
+      directory = await host.directory();
+    });
+
+    const boot = async (kernel: string, ...options: string[]) => {
+      const args = ['--kernel', kernel, '--initramfs', initramfs, '--cmdline', CMDLINE, ...options];
+      const guest = await host.startVm(args);
+      await guest.waitUntilReady(BOOT_DEADLINE_MS);
+      return guest;
+    };
+
+    /** What `ringside ctl` says of the machine at an API socket. */
+    const counters = async (socket: string): Promise<Record<string, Record<string, number>>> =>
+      JSON.parse(await host.run(shellWords([...RINGSIDE, 'ctl', '--api-socket', socket, 'counters'])));
+
+    it('boots a bzImage with two processors; what it writes is in the image when it is off', async () => {
+      const image = join(directory, 'disk');
+      const api = join(directory, 'api');
+      await host.run(`truncate -s 64M ${image}`);
+      const options = ['--cpus', '2', '--memory', '256M', '--disk', `path=${image}`, '--api-socket', api];
+      const guest = await boot(peerPath('cloud kernel'), ...options);
+
+      expect(await guest.run('nproc')).toBe('2');
+      const sum = await writeRandomFile(guest, '/dev/vda', 8);
+      expect(await readRandomFile(guest, '/dev/vda')).toBe(sum);
+      expect((await counters(api))._disk0?.notify_exits).toBe(0);
+
+      await guest.powerOff(60_000);
+      expect(await guest.child.waitForExit(1)).toMatchObject({ code: 0 });
+      await host.run(`e2fsck -fn ${image}`);
+      expect(await host.run(`debugfs -R 'cat /random' ${image} 2>/dev/null | sha256sum`)).toContain(sum);
+    });
+
+    it('has memory beyond the hole, goes through a reset and runs the disk again', async () => {
+      const image = join(directory, 'reset');
+      await host.run(`truncate -s 64M ${image}`);
+      const guest = await boot(vmlinuxPath(), '--memory', '5G', '--disk', `path=${image}`);
+      // The kernel takes memory from the top, so the disk's data is there.
+      expect(await guest.run("grep -c '^100000000-.*System RAM' /proc/iomem")).toBe('1');
+      const sum = await writeRandomFile(guest, '/dev/vda', 4);
+      await guest.reboot(BOOT_DEADLINE_MS);
+      expect(await readRandomFile(guest, '/dev/vda')).toBe(sum);
+      await guest.powerOff(60_000);
+      expect(await guest.child.waitForExit(1)).toMatchObject({ code: 0 });
+    });
+
+    it('carries on when the daemon of its disk is killed in the middle of writing', async () => {
+      const image = join(directory, 'killed');
+      await host.run(`truncate -s 64M ${image}`);
+      const guest = await boot(vmlinuxPath(), '--cpus', '2', '--disk', `path=${image}`);
+      await guest.run(`dd if=/dev/urandom of=/tmp/random bs=1M count=32 2>/dev/null
+        (dd if=/tmp/random of=/dev/vda bs=64k oflag=direct 2>/tmp/dd; echo $? >/tmp/status) >/dev/null 2>&1 &
+        until [ "$(cut -d' ' -f5 /sys/block/vda/stat)" != 0 ] || grep -q [1-9] /sys/block/vda/inflight; do :; done`);
+      await host.run(`kill -9 $(for p in /proc/[0-9]*; do
+          tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q 'vhost-user-blk\\|blk/main.js' && echo \${p#/proc/}
+        done)`);
+      await guest.waitUntil('[ -s /tmp/status ]', 30_000);
+      expect(await guest.run('cat /tmp/status')).toBe('0');
+      const sum = (await guest.run('sha256sum </tmp/random')).slice(0, 64);
+      const read =
+        'echo 3 >/proc/sys/vm/drop_caches; head -c 33554432 /dev/vda | sha256sum; dmesg | grep -i error || :';
+      expect(await guest.run(read)).toBe(`${sum}  -`);
+      await guest.powerOff(60_000);
+      expect(await host.run(`head -c 33554432 ${image} | sha256sum`)).toContain(sum);
+    });
+
+    it('sends and receives packets through a TAP', async () => {
+      const guest = await boot(vmlinuxPath(), '--net', 'tap=ringside0,mac=52:54:00:00:00:02');
+      await host.run('ip addr add 192.0.2.1/24 dev ringside0; ip link set ringside0 up');
+      await guest.run('ip addr add 192.0.2.2/24 dev eth0; ip link set eth0 up');
+      expect(await guest.run('cat /sys/class/net/eth0/address')).toBe('52:54:00:00:00:02');
+      expect(await guest.run('ping -c 3 -i 0.2 -s 1400 192.0.2.1')).toContain('3 packets received');
+      expect(await host.run('ping -c 3 -i 0.2 -s 1400 192.0.2.2')).toContain('3 packets received');
+      await guest.powerOff(60_000);
+    });
+  },
+);

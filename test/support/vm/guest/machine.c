@@ -1,0 +1,151 @@
+/*
+ * Interrupt controllers, other processors, ACPI tables and the ends of a guest. Sources: Intel SDM volume 3, chapter 11
+ * (APIC); 82093AA I/O APIC data sheet; ACPI 6.5, 5.2.5 RSDP, 5.2.8 XSDT, 5.2.9 FADT, 5.2.12 MADT, 4.8.3.7 sleep control.
+ */
+
+#include "machine.h"
+#include "platform.h"
+
+#define IO_APIC 0xfec00000u
+#define APIC_SPURIOUS 0xf0
+#define APIC_IRR 0x200
+#define APIC_COMMAND_LOW 0x300
+#define APIC_COMMAND_HIGH 0x310
+#define ALL_BUT_SELF 0xc0000
+#define INIT_ASSERT 0x4500
+#define STARTUP 0x4600
+#define TRAMPOLINE 0x10000
+
+extern u8 trampoline[], trampoline_end[];
+extern volatile u64 processors_started;
+
+static u8 next_vector = 0x40;
+
+u8 fresh_vector(void) { return next_vector++; }
+
+static void io_apic_write(u32 index, u32 value) {
+  *(volatile u32 *)(uintptr_t)IO_APIC = index;
+  *(volatile u32 *)(uintptr_t)(IO_APIC + 0x10) = value;
+}
+
+void route_interrupt(u32 pin, u8 vector) {
+  *local_apic(APIC_SPURIOUS) = 0x1ff;
+  io_apic_write(0x10 + 2 * pin, 0x10000);
+  io_apic_write(0x11 + 2 * pin, 0);
+  io_apic_write(0x10 + 2 * pin, vector);
+}
+
+bool interrupt_pending(u8 vector) {
+  return (*local_apic(APIC_IRR + (vector / 32) * 0x10) >> (vector % 32)) & 1;
+}
+
+static void send_to_all(u32 command) {
+  *local_apic(APIC_COMMAND_HIGH) = 0;
+  *local_apic(APIC_COMMAND_LOW) = ALL_BUT_SELF | command;
+}
+
+static void (*volatile processor_work)(u32 processor);
+
+_Noreturn void processor_main(u32 processor) {
+  while (processor_work == NULL) relax();
+  processor_work(processor);
+  for (;;) __asm__ volatile("cli; hlt");
+}
+
+u32 start_processors(u32 count, void (*work)(u32 processor)) {
+  processor_work = work;
+  processors_started = 0;
+  copy_bytes(reach(TRAMPOLINE), trampoline, (u64)(trampoline_end - trampoline));
+  *local_apic(APIC_SPURIOUS) = 0x1ff;
+  send_to_all(INIT_ASSERT);
+  wait_ticks(second() / 100);
+  send_to_all(STARTUP | TRAMPOLINE >> 12);
+  wait_ticks(second() / 1000);
+  send_to_all(STARTUP | TRAMPOLINE >> 12);
+  for (u64 start = ticks(); processors_started < count && ticks() - start < 5 * second();) relax();
+  return (u32)processors_started;
+}
+
+static bool sums_to_zero(const u8 *table, u32 length) {
+  u8 sum = 0;
+  for (u32 i = 0; i < length; i++) sum += table[i];
+  return sum == 0;
+}
+
+static bool is_signature(const u8 *table, const char *signature) {
+  for (u32 i = 0; i < 4; i++) {
+    if (table[i] != (u8)signature[i]) return false;
+  }
+  return true;
+}
+
+static const u8 *table_at(u64 address) {
+  reach(address + 4096);
+  return reach(address);
+}
+
+static void report_table(const u8 *table) {
+  char name[5] = {(char)table[0], (char)table[1], (char)table[2], (char)table[3], 0};
+  report_text("acpi", name, sums_to_zero(table, *(const u32 *)(table + 4)) ? "ok" : "checksum");
+}
+
+void report_acpi(void) {
+  report_hex("acpi", "rsdp", rsdp);
+  if (rsdp == 0) return;
+  const u8 *pointer = table_at(rsdp);
+  if (!sums_to_zero(pointer, 20) || !sums_to_zero(pointer, 36)) print("acpi.RSDP=checksum\n");
+  const u8 *xsdt = table_at(*(const u64 *)(pointer + 24));
+  report_table(xsdt);
+  u32 processors = 0;
+  for (u32 at = 36; at + 8 <= *(const u32 *)(xsdt + 4); at += 8) {
+    const u8 *table = table_at(*(const u64 *)(xsdt + at));
+    report_table(table);
+    if (is_signature(table, "FACP")) {
+      // HW_REDUCED_ACPI is bit 20 of the flags; X_DSDT is at 140.
+      report("acpi", "hardware_reduced", (*(const u32 *)(table + 112) >> 20) & 1);
+      report_hex("acpi", "reset_register", *(const u64 *)(table + 120));
+      report_hex("acpi", "sleep_control", *(const u64 *)(table + 248));
+      report_table(table_at(*(const u64 *)(table + 140)));
+    }
+    if (!is_signature(table, "APIC")) continue;
+    for (u32 entry = 44; entry + 2 <= *(const u32 *)(table + 4) && table[entry + 1] != 0; entry += table[entry + 1]) {
+      if (table[entry] == 0 && (*(const u32 *)(table + entry + 4) & 1) != 0) processors++;
+    }
+  }
+  report("acpi", "processors", processors);
+}
+
+_Noreturn void halt(void) {
+  for (;;) __asm__ volatile("cli; hlt");
+}
+
+_Noreturn void power_off(void) {
+  // SLP_EN with SLP_TYP 5 in the sleep control register.
+  out8(0x601, 1 << 5 | 5 << 2);
+  // QEMU's isa-debug-exit, where there is one.
+  out8(0xf4, 0);
+  halt();
+}
+
+static _Noreturn void triple_fault(void) {
+  static const struct {
+    u16 limit;
+    u64 base;
+  } __attribute__((packed)) none = {0, 0};
+  __asm__ volatile("lidt %0; ud2" : : "m"(none));
+  halt();
+}
+
+_Noreturn void end_guest(const char *how) {
+  report_text("", "end", how);
+  if (same_text(how, "reset")) out8(0x600, 1);
+  if (same_text(how, "i8042")) out8(0x64, 0xfe);
+  if (same_text(how, "triplefault")) triple_fault();
+  if (same_text(how, "halt")) halt();
+  // Code where nothing is: the machine cannot go on.
+  if (same_text(how, "lost")) ((void (*)(void))(uintptr_t)reach(0xd8000000))();
+  if (same_text(how, "spin")) {
+    for (;;) relax();
+  }
+  power_off();
+}

@@ -1,0 +1,9 @@
+/** Words that options of `bench` commands take, apart from the loads themselves: help is printed without loading those. */
+
+/** How `ringside blk bench` goes over the disk. */
+export const ACCESS_PATTERNS = ['read', 'write', 'randread', 'randwrite', 'randrw'] as const;
+export type AccessPattern = (typeof ACCESS_PATTERNS)[number];
+
+/** Which way packets of `ringside net bench` go. */
+export const DIRECTIONS = ['tx', 'rx', 'both'] as const;
+export type Direction = (typeof DIRECTIONS)[number];

@@ -1,0 +1,66 @@
+/**
+ * Shared file systems. The configuration space is the VMM's: the tag is what the guest mounts by, and back ends know it
+ * only where they offer CONFIG. Source: VIRTIO 1.3, 5.11 File System Device.
+ */
+
+import { VIRTIO_ID_FS } from '../../../protocol/virtio/device-ids.ts';
+import {
+  VIRTIO_FS_CONFIG,
+  VIRTIO_FS_CONFIG_BYTES,
+  VIRTIO_FS_F_NOTIFICATION,
+  VIRTIO_FS_FIRST_REQUEST_QUEUE,
+  VIRTIO_FS_TAG_BYTES,
+} from '../../../protocol/virtio/fs.ts';
+import type { VhostUserFrontend } from '../../frontend/frontend.ts';
+import type { FsConfig } from '../config.ts';
+import { VmConfigError } from '../errors.ts';
+import { attach, type DeviceOptions } from './attach.ts';
+import { type DeviceProfile, queueCountOf, queueSizeOf, ringCount, withoutFeatures } from './profile.ts';
+import type { VhostUserDevice } from './vhost-user-device.ts';
+
+/** Request queues and entries, as in Cloud Hypervisor. */
+const DEFAULT_QUEUES = 1;
+const DEFAULT_QUEUE_SIZE = 1024;
+const MAX_QUEUES = 255;
+
+/** @throws VmConfigError, VmError - see `openDevice` */
+export async function openFs(config: FsConfig, options: DeviceOptions): Promise<VhostUserDevice> {
+  const name = `fs ${config.id ?? config.tag}`;
+  const tag = new TextEncoder().encode(config.tag);
+  if (tag.length === 0 || tag.length > VIRTIO_FS_TAG_BYTES || tag.includes(0)) {
+    throw new VmConfigError(`${name}: tag of ${tag.length} bytes, from 1 to ${VIRTIO_FS_TAG_BYTES} without zeros fit`);
+  }
+  const queues = queueCountOf(name, config.num_queues, DEFAULT_QUEUES, MAX_QUEUES);
+  const queueSize = queueSizeOf(name, config.queue_size, DEFAULT_QUEUE_SIZE);
+  return attach(name, config.socket, options, (frontend) => describeFs(frontend, name, tag, queues, queueSize));
+}
+
+function describeFs(
+  frontend: VhostUserFrontend,
+  name: string,
+  tag: Uint8Array,
+  requestQueues: number,
+  queueSize: number,
+): DeviceProfile {
+  const queues = VIRTIO_FS_FIRST_REQUEST_QUEUE + requestQueues;
+  // Without MQ nothing is said of rings: the two that every file system has are there.
+  const rings =
+    frontend.capabilities.queueCount === undefined ? VIRTIO_FS_FIRST_REQUEST_QUEUE + 1 : ringCount(frontend);
+  if (queues > rings) {
+    const available = Math.max(0, rings - VIRTIO_FS_FIRST_REQUEST_QUEUE);
+    throw new VmConfigError(`${name}: num_queues is ${requestQueues}, its back end has ${available} request queues`);
+  }
+  const config = new Uint8Array(VIRTIO_FS_CONFIG_BYTES);
+  config.set(tag, VIRTIO_FS_CONFIG.tag);
+  new DataView(config.buffer).setUint32(VIRTIO_FS_CONFIG.num_request_queues, requestQueues, true);
+  return {
+    name,
+    deviceId: VIRTIO_ID_FS,
+    queueSizes: Array.from({ length: queues }, () => queueSize),
+    features: withoutFeatures(frontend.capabilities.features, VIRTIO_FS_F_NOTIFICATION),
+    isServed: () => true,
+    ringOf: (queue) => queue,
+    readConfig: async () => config,
+    isWritable: () => false,
+  };
+}

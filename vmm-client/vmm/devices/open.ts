@@ -1,0 +1,33 @@
+/** From a device of the configuration to a device that a transport can carry. */
+
+import type { DiskConfig, FsConfig, NetConfig, VsockConfig } from '../config.ts';
+import type { DeviceOptions } from './attach.ts';
+import { openDisk } from './blk.ts';
+import { openFs } from './fs.ts';
+import { openNet } from './net.ts';
+import type { VhostUserDevice } from './vhost-user-device.ts';
+import { openVsock } from './vsock.ts';
+
+export type DeviceDescription =
+  | { readonly kind: 'disk'; readonly config: DiskConfig }
+  | { readonly kind: 'net'; readonly config: NetConfig }
+  | { readonly kind: 'fs'; readonly config: FsConfig }
+  | { readonly kind: 'vsock'; readonly config: VsockConfig };
+
+/**
+ * Connects to the back end of a device and finds out what it has.
+ * @throws VmConfigError - the configuration cannot be, by itself or with this back end
+ * @throws VmError - the back end is not there, goes away, or says things that cannot be
+ */
+export function openDevice(device: DeviceDescription, options: DeviceOptions): Promise<VhostUserDevice> {
+  switch (device.kind) {
+    case 'disk':
+      return openDisk(device.config, options);
+    case 'net':
+      return openNet(device.config, options);
+    case 'fs':
+      return openFs(device.config, options);
+    case 'vsock':
+      return openVsock(device.config, options);
+  }
+}
