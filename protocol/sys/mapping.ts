@@ -19,6 +19,18 @@ const MAP_NORESERVE = 0x4000;
 /** Views are at most this long: Node 20 aborts on longer ones than 4 GiB. */
 export const MAX_VIEW_BYTES = 0x4000_0000;
 
+/**
+ * Takes `length` bytes of a file of huge pages from the host's pool, so that none is missing when it is touched: they stay
+ * the file's. @throws SysError - ENOMEM: there are not so many
+ */
+export function reserveHugePages(fd: number, length: number): void {
+  const address = mappedAddress(
+    libc.mmap(0, length, PROT_READ_WRITE, MAP_SHARED, fd, 0),
+    `${length} bytes of huge pages`,
+  );
+  checked(libc.munmap(address, length), 'munmap');
+}
+
 interface Extent {
   readonly address: number;
   readonly length: number;

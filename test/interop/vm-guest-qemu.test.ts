@@ -11,8 +11,7 @@ import { diskContent, verifiedDisk } from '../support/vm/expectations.ts';
 import { qemuGuestPeers, startQemuGuest } from '../support/vm/qemu-guest.ts';
 
 const MiB = 1 << 20;
-/** What isa-debug-exit makes of the 0 that the guest writes there. */
-const SWITCHED_OFF = { code: 1, signal: null };
+const SWITCHED_OFF = { code: 0, signal: null };
 
 describeWithPeers(qemuGuestPeers, 'The test guest on QEMU microvm', () => {
   const cleanup = cleanupAfterEach();

@@ -58,6 +58,7 @@ export async function hostVmm(
     api = await ApiServer.listen({ path: apiSocket, control: vmm, log, version });
   };
   const forget = onExit(() => {
+    vmm.abandon();
     if (api !== undefined && apiSocket !== undefined) rmSync(apiSocket, { force: true });
   });
   const { unlessInterrupted, stopListening } = watchInterruption(context.interrupted);

@@ -28,12 +28,15 @@ export function diskDaemon(disk: DiskConfig & { readonly id: string; readonly pa
 
 /** For a network with a `tap`. */
 export function netDaemon(net: NetConfig & { readonly id: string; readonly tap: string }): DaemonCommand {
+  const pairs = Math.ceil((net.num_queues ?? 2) / 2);
   return {
     name: net.id,
     program: 'vhost-user-net',
     args: [
       `--tap=${net.tap}`,
-      `--num-queue-pairs=${Math.ceil((net.num_queues ?? 2) / 2)}`,
+      `--num-queue-pairs=${pairs}`,
+      // This VMM serves no queue itself, and several pairs are not used without the control queue.
+      '--ctrl-vq',
       ...(net.mac === undefined ? [] : [`--mac=${net.mac}`]),
       ...(net.mtu === undefined ? [] : [`--mtu=${net.mtu}`]),
     ],

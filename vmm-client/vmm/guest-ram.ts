@@ -5,6 +5,8 @@
 
 import { statSync } from 'node:fs';
 import { GuestMemory } from '../../protocol/memory/guest-memory.ts';
+import { SysError } from '../../protocol/sys/errors.ts';
+import { reserveHugePages } from '../../protocol/sys/mapping.ts';
 import { createSealedMemfd, type OwnedFd, openFile, setFileSize } from '../../protocol/sys/owned-fd.ts';
 import { O_RDWR } from '../../protocol/sys/storage.ts';
 import type { MemoryRegion } from '../../protocol/vhost-user/payloads.ts';
@@ -105,14 +107,7 @@ export class GuestRam {
 
 /** The descriptor of one region. Regions of a named file lie one after the other in it, `end` is where this one ends. */
 function openMemory({ file, hugepages }: MemoryConfig, length: number, end: number): OwnedFd {
-  if (file === undefined) {
-    try {
-      return createSealedMemfd('ringside-ram', length, hugepages ?? false);
-    } catch (error) {
-      if (hugepages !== true) throw error;
-      throw new VmConfigError(`memory: ${length} bytes of huge pages: ${(error as Error).message}`);
-    }
-  }
+  if (file === undefined) return hugepages === true ? openHugePages(length) : createSealedMemfd('ringside-ram', length);
   const isDirectory = statSync(file, { throwIfNoEntry: false })?.isDirectory() === true;
   const fd = openFile(file, O_RDWR | (isDirectory ? O_TMPFILE : O_CREAT));
   try {
@@ -121,5 +116,18 @@ function openMemory({ file, hugepages }: MemoryConfig, length: number, end: numb
   } catch (error) {
     fd.close();
     throw error;
+  }
+}
+
+function openHugePages(length: number): OwnedFd {
+  let memfd: OwnedFd | undefined;
+  try {
+    memfd = createSealedMemfd('ringside-ram', length, true);
+    reserveHugePages(memfd.fd, length);
+    return memfd;
+  } catch (error) {
+    memfd?.close();
+    if (!(error instanceof SysError)) throw error;
+    throw new VmConfigError(`memory: the host has not enough huge pages: ${error.message}`);
   }
 }

@@ -9,7 +9,7 @@ import type { Readable, Writable } from 'node:stream';
 import { KVM_CAP_READONLY_MEM, KVM_CAP_TSC_DEADLINE_TIMER, Kvm } from '../../protocol/sys/kvm.ts';
 import { changeSpecialRegisters, noteGuestPaused, setMsrs, setRegisters } from '../../protocol/sys/kvm-vcpu.ts';
 import { Notifier } from '../../protocol/sys/notifier.ts';
-import { createEventFd } from '../../protocol/sys/owned-fd.ts';
+import { createEventFd, type OwnedFd } from '../../protocol/sys/owned-fd.ts';
 import { loadKernel } from './boot/kernel.ts';
 import { encodeRegs, patchSregs } from './boot/registers.ts';
 import { START_MSRS } from './boot/start-state.ts';
@@ -50,38 +50,41 @@ export interface MachineEnvironment {
 export class Machine {
   readonly #config: CheckedConfig;
   readonly #environment: MachineEnvironment;
-  readonly #onEnd: (end: VcpuEnd) => void;
+  readonly #onEnd: () => void;
   readonly #kvm: Kvm;
   readonly #cpuid: readonly CpuidEntry[];
   readonly #ports = new Bus();
   readonly #memory = new Bus();
-  readonly #serialInterrupt = createEventFd();
+  readonly #serialInterrupt: OwnedFd;
   readonly #closers: (() => void)[] = [];
   #ram: GuestRam | undefined;
   #slots: VirtioSlots | undefined;
   #processors: Processors | undefined;
-  #isEnding = false;
+  #serial: Serial | undefined;
+  #ending: VcpuEnd | undefined;
   #resets = 0;
 
-  private constructor(config: CheckedConfig, environment: MachineEnvironment, onEnd: (end: VcpuEnd) => void) {
+  private constructor(config: CheckedConfig, environment: MachineEnvironment, onEnd: () => void) {
     this.#config = config;
     this.#environment = environment;
     this.#onEnd = onEnd;
     this.#kvm = Kvm.open();
-    this.#cpuid = decodeCpuid(this.#kvm.supportedCpuid());
+    try {
+      this.#cpuid = decodeCpuid(this.#kvm.supportedCpuid());
+      this.#serialInterrupt = createEventFd();
+    } catch (error) {
+      this.#kvm.close();
+      throw error;
+    }
   }
 
   /**
    * Builds the machine that `config` describes and starts the guest. `onEnd` is called once a start, when the guest ends
-   * or resets itself or cannot go on; `reset` or `close` is the answer.
+   * or resets itself or cannot go on (`ending` says which); `reset` or `close` is the answer.
    * @throws VmConfigError - what was configured cannot be had here
    * @throws SysError, VmError - the host or a back end refuses
    */
-  static async boot(
-    config: CheckedConfig,
-    environment: MachineEnvironment,
-    onEnd: (end: VcpuEnd) => void,
-  ): Promise<Machine> {
+  static async boot(config: CheckedConfig, environment: MachineEnvironment, onEnd: () => void): Promise<Machine> {
     const machine = new Machine(config, environment, onEnd);
     try {
       // Threads take longest to start, so they come first.
@@ -97,9 +100,9 @@ export class Machine {
     }
   }
 
-  /** Whether the guest has asked for an end or a reset since its last start. */
-  get isEnding(): boolean {
-    return this.#isEnding;
+  /** The end or the reset that the guest has asked for since its last start. */
+  get ending(): VcpuEnd | undefined {
+    return this.#ending;
   }
 
   /** Starts the kernel again, with devices as new. When it throws, what `boot` throws, the machine is to be closed. */
@@ -109,6 +112,7 @@ export class Machine {
     await this.#processors?.stop();
     this.#createProcessors();
     await slots.reset();
+    this.#serial?.reset();
     this.#resets += 1;
     this.#start(ram, slots);
   }
@@ -128,6 +132,11 @@ export class Machine {
     return { vm: { resets: this.#resets }, ...this.#processors?.counters(), ...this.#slots?.counters() };
   }
 
+  /** Makes the vCPUs end and waits for nothing, for a process that ends: it would wait for them for ever. */
+  abandon(): void {
+    this.#processors?.abandon();
+  }
+
   /** Ends everything and resolves when nothing of it is left. Idempotent. */
   async close(): Promise<void> {
     await this.#processors?.stop();
@@ -140,7 +149,7 @@ export class Machine {
   }
 
   #createProcessors(): void {
-    this.#isEnding = false;
+    this.#ending = undefined;
     const processors: Processors = new Processors(
       this.#kvm,
       this.#config.cpus.boot_vcpus,
@@ -154,9 +163,9 @@ export class Machine {
   }
 
   #guestEnds(end: VcpuEnd): void {
-    if (this.#isEnding) return;
-    this.#isEnding = true;
-    this.#onEnd(end);
+    if (this.#ending !== undefined) return;
+    this.#ending = end;
+    this.#onEnd();
   }
 
   #addPcDevices(): void {
@@ -173,12 +182,12 @@ export class Machine {
 
   #addSerial(): void {
     const { mode, file } = this.#config.serial;
-    const { input, output } = this.#environment;
+    const { output, log } = this.#environment;
     const interrupt = new Notifier(this.#serialInterrupt.duplicate());
     this.#closers.push(() => interrupt.close());
     let transmit: (byte: number) => void | Promise<void> = () => undefined;
     if (mode !== 'Null') {
-      const target = mode === 'File' && file !== undefined ? openSerialFile(file) : output;
+      const target = mode === 'File' && file !== undefined ? openSerialFile(file, log) : output;
       const serialOutput = new SerialOutput(target);
       transmit = (byte) => serialOutput.write(byte);
       this.#closers.push(() => {
@@ -187,8 +196,9 @@ export class Machine {
       });
     }
     const serial = new Serial({ raise: () => interrupt.signal(), transmit });
+    this.#serial = serial;
     this.#ports.add(SERIAL_PORT, SERIAL_PORT_COUNT, serial);
-    if (mode === 'Tty') this.#closers.push(feedSerial(input, serial));
+    if (mode === 'Tty') this.#closers.push(feedSerial(this.#environment.input, serial));
   }
 
   /** Gives new processors memory, devices and a kernel, and lets them run. */
@@ -227,10 +237,17 @@ export class Machine {
   }
 }
 
-function openSerialFile(file: string): Writable {
+function openSerialFile(file: string, log: Log): Writable {
+  let fd: number;
   try {
-    return createWriteStream('', { fd: openSync(file, 'w') });
+    fd = openSync(file, 'w');
   } catch (error) {
     throw new VmConfigError(`serial: ${(error as Error).message}`);
   }
+  const stream = createWriteStream('', { fd });
+  // To the last byte, which is written after the machine is gone.
+  stream.on('error', (error) =>
+    log.error(`serial: ${file}: what the guest writes from here on is lost: ${error.message}`),
+  );
+  return stream;
 }

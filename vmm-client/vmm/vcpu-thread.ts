@@ -33,7 +33,6 @@ import {
   IS_WRITE,
   KIND,
   REQUEST,
-  RUN,
   RUNNING,
   SIZE,
   STATE,
@@ -114,10 +113,10 @@ for (;;) {
   }
   if (isHeld || Atomics.load(words, STATE) !== RUNNING) Atomics.store(words, STATE, RUNNING);
   isHeld = false;
-  if (control === RUN && !step()) {
+  if (!step()) {
     // Nothing but the end is left.
     enter(FAULTED);
-    while (Atomics.load(words, CONTROL) !== STOP) Atomics.wait(words, CONTROL, Atomics.load(words, CONTROL));
+    for (let last = control; last !== STOP; last = Atomics.load(words, CONTROL)) Atomics.wait(words, CONTROL, last);
   }
 }
 enter(STOPPED);

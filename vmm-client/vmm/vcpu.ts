@@ -18,7 +18,7 @@ import {
 } from '../../protocol/sys/kvm-vcpu.ts';
 import { Notifier } from '../../protocol/sys/notifier.ts';
 import { createEventFd, type OwnedFd } from '../../protocol/sys/owned-fd.ts';
-import { type Watch, watchReadable } from '../../protocol/sys/readiness.ts';
+import { watchReadable } from '../../protocol/sys/readiness.ts';
 import type { Bus } from './bus.ts';
 import { VmError } from './errors.ts';
 import {
@@ -72,9 +72,10 @@ export class Vcpu {
   readonly #location: VcpuLocation;
   readonly #run: VcpuRun;
   readonly #doorbell: Notifier;
-  readonly #watch: Watch;
   readonly #worker: Worker;
   readonly #exited: Promise<void>;
+  /** What gives back what the constructor took, the last first. */
+  readonly #release: (() => void)[] = [];
   #answering = false;
   #stopping = false;
   #ended = false;
@@ -93,11 +94,20 @@ export class Vcpu {
     const channel = new SharedArrayBuffer(CHANNEL_BYTES);
     this.#words = new Int32Array(channel);
     this.#data = new DataView(channel, DATA_OFFSET, DATA_BYTES);
-    this.#location = mapVcpu(vcpuFd.fd, mappingBytes);
-    this.#run = new VcpuRun(this.#location);
-    this.#doorbell = new Notifier(createEventFd());
-    this.#watch = watchReadable(this.#doorbell.fd, () => this.#onDoorbell());
-    this.#worker = takeVcpuWorker({ channel, location: this.#location, doorbell: this.#doorbell.fd });
+    this.#release.push(() => vcpuFd.close());
+    try {
+      this.#location = mapVcpu(vcpuFd.fd, mappingBytes);
+      this.#release.push(() => unmapVcpu(this.#location));
+      this.#run = new VcpuRun(this.#location);
+      this.#doorbell = new Notifier(createEventFd());
+      this.#release.push(() => this.#doorbell.close());
+      const watch = watchReadable(this.#doorbell.fd, () => this.#onDoorbell());
+      this.#release.push(() => watch.close());
+      this.#worker = takeVcpuWorker({ channel, location: this.#location, doorbell: this.#doorbell.fd });
+    } catch (error) {
+      this.#giveBack();
+      throw error;
+    }
     this.#worker.on('error', (error) => this.#fail(error));
     this.#exited = new Promise((resolve) => this.#worker.once('exit', () => resolve()));
     void this.#exited.then(() => {
@@ -121,27 +131,38 @@ export class Vcpu {
     if (!this.#stopping) this.#control(RUN);
   }
 
-  /** Resolves when the guest is out of KVM_RUN and stays out until `run`. @throws VmError - the thread is gone */
+  /**
+   * Resolves when the guest is out of KVM_RUN and stays out until `run`. One that waits for a device is, and may wait as
+   * long as somebody does not read its serial port. @throws VmError - the thread is gone
+   */
   async hold(): Promise<void> {
     if (this.#stopping) return;
     this.#control(HOLD);
-    await this.#until(() => this.#state() === HELD || this.#state() === FAULTED || this.#stopping);
+    const isOut = () => this.#state() === HELD || this.#state() === FAULTED || this.#answering || this.#stopping;
+    await this.#until(isOut);
   }
 
   /** Ends the thread and gives everything back. Resolves when nothing of the vCPU touches guest memory. Idempotent. */
   async stop(): Promise<void> {
-    if (!this.#stopping) {
-      this.#stopping = true;
-      this.#control(STOP);
-      // An answer that is still being looked for is not waited for.
-      this.#answer();
-      await this.#exited;
-      this.#watch.close();
-      this.#doorbell.close();
-      unmapVcpu(this.#location);
-      this.#vcpuFd.close();
-    }
+    this.abandon();
     await this.#exited;
+    this.#giveBack();
+  }
+
+  /**
+   * Makes the thread end, and waits for nothing: for a process that ends, which would wait for a thread in KVM_RUN for
+   * ever. Idempotent.
+   */
+  abandon(): void {
+    if (this.#stopping) return;
+    this.#stopping = true;
+    this.#control(STOP);
+    // An answer that is still being looked for is not waited for.
+    this.#answer();
+  }
+
+  #giveBack(): void {
+    for (const release of this.#release.splice(0).reverse()) release();
   }
 
   #state(): number {
@@ -178,7 +199,11 @@ export class Vcpu {
 
   #onDoorbell(): void {
     this.#doorbell.drain();
-    if (Atomics.load(this.#words, REQUEST) === 1 && !this.#answering) this.#serve();
+    if (Atomics.load(this.#words, REQUEST) === 1 && !this.#answering) {
+      // Who is to end gets nothing done any more: a device may take its time, and nobody would wait for it.
+      if (this.#stopping) this.#answer();
+      else this.#serve();
+    }
     const state = this.#state();
     if (state === FAULTED && !this.#stopping && !this.#ended) {
       this.#ended = true;
@@ -202,22 +227,24 @@ export class Vcpu {
     const kind = words[KIND] as number;
     const bus = (kind & IS_MEMORY) !== 0 ? this.#buses.memory : this.#buses.ports;
     const address = (words[ADDRESS_HIGH] as number) * 0x1_0000_0000 + ((words[ADDRESS_LOW] as number) >>> 0);
-    // Devices know accesses of up to 4 bytes: one of 8 is two of those.
-    const size = words[SIZE] as number;
-    const parts = size > 4 ? 2 : 1;
-    const pending = this.#access(bus, address, size / parts, parts, (words[COUNT] as number) * parts, kind, 0);
+    // Devices know accesses of 1, 2 and 4 bytes. One of 8 is two of those, and KVM cuts what crosses a page anywhere.
+    const bytes = words[SIZE] as number;
+    const size = bytes % 4 === 0 ? 4 : bytes % 2 === 0 ? 2 : 1;
+    const parts = bytes / size;
+    const pending = this.#access(bus, address, size, parts, (words[COUNT] as number) * parts, kind, 0);
     if (pending === undefined) {
       this.#answer();
       return;
     }
     this.#answering = true;
+    this.#tell();
     void pending.then(() => {
       this.#answering = false;
       this.#answer();
     });
   }
 
-  /** Values `from` to `count` of an access. Returns a promise where a device takes its time. */
+  /** Values `from` to `count` of an access, unless `stop` comes. Returns a promise where a device takes its time. */
   #access(
     bus: Bus,
     address: number,
@@ -227,7 +254,7 @@ export class Vcpu {
     kind: number,
     from: number,
   ): Promise<void> | undefined {
-    for (let i = from; i < count; i += 1) {
+    for (let i = from; i < count && !this.#stopping; i += 1) {
       const at = address + (i % parts) * size;
       const offset = i * size;
       if ((kind & IS_WRITE) !== 0) {

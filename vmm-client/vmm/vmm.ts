@@ -16,7 +16,6 @@ import { type CheckedConfig, checkConfig } from './check-config.ts';
 import type { VmConfig } from './config.ts';
 import { VmStateError } from './errors.ts';
 import { Machine, type MachineEnvironment } from './machine.ts';
-import type { VcpuEnd } from './vcpu.ts';
 
 /** Why the VMM has nothing more to do. */
 export type VmmEnd =
@@ -64,7 +63,7 @@ export class Vmm implements VmmControl {
     return this.#inOrder(async () => {
       const config = this.#created('boot');
       if (this.#machine !== undefined) throw new VmStateError('VM_STATE', 'the VM runs already');
-      this.#machine = await Machine.boot(config, this.#options, (end) => this.#onGuestEnd(end));
+      this.#machine = await Machine.boot(config, this.#options, () => this.#onGuestEnd());
       this.#state = 'Running';
     });
   }
@@ -124,6 +123,11 @@ export class Vmm implements VmmControl {
     this.#end({ reason: 'vmm.shutdown' });
   }
 
+  /** Lets a process end that does not wait for `close`: it would wait for the threads of vCPUs, for ever. */
+  abandon(): void {
+    this.#machine?.abandon();
+  }
+
   /** Ends the machine, if there is one, and resolves when nothing of it is left. Idempotent. */
   close(): Promise<void> {
     return this.#inOrder(() => this.#closeMachine('Created'));
@@ -165,12 +169,13 @@ export class Vmm implements VmmControl {
   }
 
   /** The guest asked for something, or cannot go on. Told from inside the machine: what is done about it waits its turn. */
-  #onGuestEnd(end: VcpuEnd): void {
+  #onGuestEnd(): void {
     const { log, endsWithGuest } = this.#options;
     void this.#inOrder(async () => {
       const machine = this.#machine;
+      const end = machine?.ending;
       // Ended or reset by a request that was there first.
-      if (machine === undefined || !machine.isEnding) return;
+      if (machine === undefined || end === undefined) return;
       if (end === 'reset') {
         log.info('the guest resets the machine');
         await this.#reset(machine);

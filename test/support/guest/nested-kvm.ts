@@ -1,6 +1,7 @@
 /**
  * A machine with a whole KVM inside QEMU: TCG emulates the virtualization of AMD processors (SVM, nested paging), and
- * Debian's kvm-amd module offers it as /dev/kvm. Slow, a few times 10 million instructions a second, and complete.
+ * Debian's kvm-amd module offers it as /dev/kvm. Complete, and slow: 3 million int3 and iretq a second, a console byte in
+ * milliseconds.
  *
  *     this machine   QEMU, TCG
  *       emulated machine   Debian's kernel with kvm-amd; its root is the image of host-image.ts and what is
@@ -25,7 +26,7 @@ export const nestedKvmPeers: readonly PeerName[] = [...qemuPeers, 'mkfs.ext4'];
 const BRIDGE = fileURLToPath(new URL('console-bridge.mjs', import.meta.url));
 /** Virtual machines that one emulated machine runs in its life. */
 const CONSOLES = 8;
-const MEMORY_MIB = 3072;
+const MEMORY_MIB = 2048;
 const KVM_MODULES = ['overlay', 'virtio_console', 'irqbypass', 'kvm', 'kvm-amd'];
 
 class NestedKvmHost implements KvmHost {

@@ -21,18 +21,16 @@ export type GuestForm = 'pvh' | 'linux64' | 'bzImage';
 
 const SOURCES = fileURLToPath(new URL('guest/', import.meta.url));
 
-const COMPILE = [
-  ...['-m64', '-ffreestanding', '-nostdlib', '-static', '-fno-pic', '-no-pie', '-O2', '-Wall', '-Wextra', '-Werror'],
-  // Nothing that an instruction emulator might not know: no vector registers, no endbr64.
-  ...['-mgeneral-regs-only', '-mno-red-zone', '-fcf-protection=none', '-fno-stack-protector'],
-  ...['-fno-asynchronous-unwind-tables', '-Wl,--build-id=none', '-Wl,-z,noexecstack'],
-];
-const LINK = ['-T', 'guest.ld', '-Wl,-z,max-page-size=4096', '-Wl,--no-warn-rwx-segments'];
+/**
+ * Arguments of gcc, which scripts/bench reads too: nothing that an instruction emulator might not know, that is, no vector
+ * registers and no endbr64.
+ */
+const ARGUMENTS = '@gcc.args';
 
 /** Compiles the guest, or finds it compiled. Returns its path. @throws Error - with what gcc says */
 export const buildGuest = (form: GuestForm): string => {
   const names = readdirSync(SOURCES).sort();
-  const hash = createHash('sha256').update(`${COMPILE} ${LINK}`);
+  const hash = createHash('sha256');
   for (const name of names) hash.update(name).update(readFileSync(join(SOURCES, name)));
   const directory = join(cacheDirectory, 'guests');
   const path = join(directory, `${hash.digest('hex').slice(0, 20)}.${form}`);
@@ -43,9 +41,9 @@ export const buildGuest = (form: GuestForm): string => {
   const work = mkdtempSync(join(directory, 'build-'));
   try {
     const compile = (output: string, ...args: readonly string[]): void => {
-      execFileSync(peerPath('gcc'), [...COMPILE, '-o', join(work, output), ...args], { cwd: SOURCES, stdio: 'pipe' });
+      execFileSync(peerPath('gcc'), [ARGUMENTS, '-o', join(work, output), ...args], { cwd: SOURCES, stdio: 'pipe' });
     };
-    const program = [...LINK, 'boot.S', ...names.filter((name) => name.endsWith('.c'))];
+    const program = ['-T', 'guest.ld', 'boot.S', ...names.filter((name) => name.endsWith('.c'))];
     if (form === 'pvh') {
       compile('guest', ...program, '-DPVH', '-Wl,-e,pvh_start');
     } else if (form === 'linux64') {

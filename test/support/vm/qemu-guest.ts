@@ -33,29 +33,21 @@ export interface QemuGuestOptions {
   readonly queues?: number;
 }
 
-/** Starts a guest that `cleanup` kills at the latest. It ends with code 1 when it switches itself off. */
+const MACHINE =
+  'microvm,acpi=on,auto-kernel-cmdline=off,isa-serial=on,rtc=off,pic=off,pit=off,ioapic2=off,memory-backend=m';
+
+/** Starts a guest that `cleanup` kills at the latest. It ends when it switches itself off. */
 export const startQemuGuest = (cleanup: Cleanup, options: QemuGuestOptions): GuestOutput => {
   const memory = options.memoryMiB ?? 128;
   const queues = options.queues ?? 1;
   // microvm fills its transports from the last one down; their interrupts begin at 16 without a second I/O APIC.
   const parameters = { ...options.parameters, mmio: '0xfeb00000,0x200,8', last: 1, gsi: 16 };
   const child = new Child(peerPath('qemu-system-x86_64'), [
-    ...[
-      '-machine',
-      'microvm,auto-kernel-cmdline=off,isa-serial=on,rtc=off,pic=off,pit=off,ioapic2=off,memory-backend=m',
-    ],
+    ...['-machine', MACHINE],
     ...['-object', `memory-backend-memfd,id=m,size=${memory}M,share=on`, '-m', `${memory}M`],
     ...['-accel', 'tcg', '-cpu', 'max', '-smp', String(options.cpus ?? 1)],
-    ...[
-      '-global',
-      'virtio-mmio.force-legacy=false',
-      '-nodefaults',
-      '-no-user-config',
-      '-nographic',
-      '-serial',
-      'stdio',
-    ],
-    ...['-device', 'isa-debug-exit,iobase=0xf4,iosize=1'],
+    ...['-global', 'virtio-mmio.force-legacy=false', '-nodefaults', '-no-user-config'],
+    ...['-nographic', '-serial', 'stdio'],
     ...['-kernel', buildGuest(options.form ?? 'pvh'), '-append', guestCommandLine(parameters)],
     ...(options.disks ?? []).flatMap((socket, n) => [
       ...['-chardev', `socket,id=d${n},path=${socket},reconnect=1`],

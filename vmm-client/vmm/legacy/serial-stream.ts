@@ -81,6 +81,8 @@ export function feedSerial(input: Readable, serial: Serial): () => void {
   };
   serial.onWanted = () => input.resume();
   input.on('data', take);
+  // It may have been paused when it was let go of before.
+  input.resume();
   return () => {
     serial.onWanted = () => undefined;
     input.off('data', take);

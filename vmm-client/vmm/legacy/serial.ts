@@ -91,6 +91,8 @@ export class Serial implements BusDevice {
   #waitingStart = 0;
   #waitingBytes = 0;
   #wanted: () => void = () => undefined;
+  /** Whether somebody waits for `onWanted`. */
+  #heldBack = false;
   #divisor = DIVISOR_9600;
   #ier = 0;
   #fcr = 0;
@@ -119,7 +121,25 @@ export class Serial implements BusDevice {
       this.#fill();
       this.#update();
     }
-    return this.#waitingBytes < WAITING_BYTES;
+    this.#heldBack = this.#waitingBytes >= WAITING_BYTES;
+    return !this.#heldBack;
+  }
+
+  /** Back to the state of a port that was just switched on. Bytes that wait outside of the FIFO stay. */
+  reset(): void {
+    this.#fifo.clear();
+    this.#divisor = DIVISOR_9600;
+    this.#ier = 0;
+    this.#fcr = 0;
+    this.#lcr = 0;
+    this.#mcr = 0;
+    this.#scratch = 0;
+    this.#overrun = false;
+    this.#transmitterPending = false;
+    this.#modem = this.#modemLines();
+    this.#modemDeltas = 0;
+    this.#isHigh = false;
+    this.#fill();
   }
 
   /** Sets who is told that the guest has read all there was. */
@@ -174,12 +194,10 @@ export class Serial implements BusDevice {
 
   #readReceived(): number {
     const byte = this.#fifo.shift() ?? 0;
-    const waited = this.#waitingBytes > 0;
     // Below the trigger level a read ends the interrupt; what is left, or comes now, begins the next one.
     if (this.#fifo.length < this.#triggerLevel) this.#setLine(this.#identity(false));
     this.#fill();
     this.#update();
-    if (waited && this.#waitingBytes === 0) this.#wanted();
     return byte;
   }
 
@@ -300,5 +318,8 @@ export class Serial implements BusDevice {
       this.#waiting.shift();
       this.#waitingStart = 0;
     }
+    if (!this.#heldBack || this.#waitingBytes > 0) return;
+    this.#heldBack = false;
+    this.#wanted();
   }
 }

@@ -83,7 +83,8 @@ export class QueueRegisters {
       ['used ring', this.usedRing, VIRTQ_USED_ALIGN],
     ] as const;
     for (const [what, address, alignment] of parts) {
-      if (address > Number.MAX_SAFE_INTEGER || address % alignment !== 0) {
+      if (address > Number.MAX_SAFE_INTEGER) throw new RangeError(`queue ${this.index}: ${what} above 2^53 - 1`);
+      if (address % alignment !== 0) {
         throw new RangeError(
           `queue ${this.index}: ${what} at 0x${address.toString(16)}, a multiple of ${alignment} is needed`,
         );

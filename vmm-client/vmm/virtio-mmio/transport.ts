@@ -69,6 +69,8 @@ export class VirtioMmioTransport implements BusDevice {
   #activated = false;
   /** Whether the configuration changed since the driver may have read it, and before it can be told. */
   #changeUntold = false;
+  /** Whether the device broke while it was activated. */
+  #faultUntold = false;
   /** The end of all writes so far that take their time. */
   #tail: Promise<void> | undefined;
   #closed = false;
@@ -205,6 +207,7 @@ export class VirtioMmioTransport implements BusDevice {
     // From then on a queue can only be given up; starting it again takes RING_RESET, which is not offered.
     if (value === 1 || !queue.ready) return;
     return this.#device.stopQueue(queue.index).then(() => {
+      if (this.#closed) return;
       queue.ready = false;
       this.#showSelected();
     });
@@ -250,8 +253,10 @@ export class VirtioMmioTransport implements BusDevice {
         interrupt: this.#interrupt,
         signalInterrupt: () => this.#interruptNotifier.signal(),
       });
+      if (this.#closed) return;
       this.#setStatus(VIRTIO_STATUS_DRIVER_OK);
-      if (this.#changeUntold) this.#raiseConfig();
+      if (this.#faultUntold) this.#needsReset();
+      else if (this.#changeUntold) this.#raiseConfig();
     } catch (error) {
       if (this.#closed) return;
       this.#complain(`the queues cannot be started: ${(error as Error).message}`);
@@ -279,12 +284,16 @@ export class VirtioMmioTransport implements BusDevice {
       this.#clear();
       return;
     }
-    return this.#device.reset().then(() => this.#clear());
+    return this.#device.reset().then(() => {
+      // The page may be another device's by now.
+      if (!this.#closed) this.#clear();
+    });
   }
 
   #clear(): void {
     this.#activated = false;
     this.#changeUntold = false;
+    this.#faultUntold = false;
     this.#features.reset();
     this.#queues = this.#freshQueues();
     this.#selected = 0;
@@ -319,8 +328,12 @@ export class VirtioMmioTransport implements BusDevice {
   }
 
   #needsReset(): void {
-    // A driver that is not there yet learns it when it is.
-    if (this.#closed || !this.#has(VIRTIO_STATUS_DRIVER_OK)) return;
+    if (this.#closed) return;
+    if (!this.#has(VIRTIO_STATUS_DRIVER_OK)) {
+      // A driver that is not there yet learns it when it is.
+      this.#faultUntold = this.#activated;
+      return;
+    }
     this.#setStatus(VIRTIO_STATUS_DEVICE_NEEDS_RESET);
     this.#raiseConfig();
   }

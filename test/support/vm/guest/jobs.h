@@ -8,6 +8,7 @@ void job_memory(void);
 void job_cpus(void);
 void job_serial(void);
 void job_echo(void);
+void job_exits(void);
 void job_net(void);
 void job_fs(void);
 void job_hostile(void);

@@ -89,30 +89,58 @@ static void report_table(const u8 *table) {
   report_text("acpi", name, sums_to_zero(table, *(const u32 *)(table + 4)) ? "ok" : "checksum");
 }
 
+/* Loaders that know no better leave the pointer where a BIOS has it: ACPI 6.5, 5.2.5.1. */
+static void find_pointer(void) {
+  for (u64 at = 0xe0000; rsdp == 0 && at < 0x100000; at += 16) {
+    if (is_signature((const u8 *)at, "RSD ") && is_signature((const u8 *)at + 4, "PTR ")) rsdp = at;
+  }
+}
+
+/* The table with a signature, or NULL. */
+static const u8 *find_table(const char *signature) {
+  find_pointer();
+  if (rsdp == 0) return NULL;
+  const u8 *xsdt = table_at(*(const u64 *)(table_at(rsdp) + 24));
+  for (u32 at = 36; at + 8 <= *(const u32 *)(xsdt + 4); at += 8) {
+    const u8 *table = table_at(*(const u64 *)(xsdt + at));
+    if (is_signature(table, signature)) return table;
+  }
+  return NULL;
+}
+
 void report_acpi(void) {
+  find_pointer();
   report_hex("acpi", "rsdp", rsdp);
   if (rsdp == 0) return;
   const u8 *pointer = table_at(rsdp);
   if (!sums_to_zero(pointer, 20) || !sums_to_zero(pointer, 36)) print("acpi.RSDP=checksum\n");
-  const u8 *xsdt = table_at(*(const u64 *)(pointer + 24));
-  report_table(xsdt);
-  u32 processors = 0;
-  for (u32 at = 36; at + 8 <= *(const u32 *)(xsdt + 4); at += 8) {
-    const u8 *table = table_at(*(const u64 *)(xsdt + at));
+  report_table(table_at(*(const u64 *)(pointer + 24)));
+  const u8 *table = find_table("FACP");
+  if (table != NULL) {
     report_table(table);
-    if (is_signature(table, "FACP")) {
-      // HW_REDUCED_ACPI is bit 20 of the flags; X_DSDT is at 140.
-      report("acpi", "hardware_reduced", (*(const u32 *)(table + 112) >> 20) & 1);
-      report_hex("acpi", "reset_register", *(const u64 *)(table + 120));
-      report_hex("acpi", "sleep_control", *(const u64 *)(table + 248));
-      report_table(table_at(*(const u64 *)(table + 140)));
-    }
-    if (!is_signature(table, "APIC")) continue;
-    for (u32 entry = 44; entry + 2 <= *(const u32 *)(table + 4) && table[entry + 1] != 0; entry += table[entry + 1]) {
-      if (table[entry] == 0 && (*(const u32 *)(table + entry + 4) & 1) != 0) processors++;
-    }
+    // HW_REDUCED_ACPI is bit 20 of the flags; X_DSDT is at 140.
+    report("acpi", "hardware_reduced", (*(const u32 *)(table + 112) >> 20) & 1);
+    report_hex("acpi", "reset_register", *(const u64 *)(table + 120));
+    report_hex("acpi", "sleep_control", *(const u64 *)(table + 248));
+    report_table(table_at(*(const u64 *)(table + 140)));
+  }
+  table = find_table("APIC");
+  if (table == NULL) return;
+  report_table(table);
+  u32 processors = 0;
+  for (u32 entry = 44; entry + 2 <= *(const u32 *)(table + 4) && table[entry + 1] != 0; entry += table[entry + 1]) {
+    if (table[entry] == 0 && (*(const u32 *)(table + entry + 4) & 1) != 0) processors++;
   }
   report("acpi", "processors", processors);
+}
+
+/* Writes a byte to the register that the FADT describes at `offset`: address space (0 memory, 1 ports) and address. */
+static void write_acpi_register(u32 offset, u8 value) {
+  const u8 *table = find_table("FACP");
+  if (table == NULL) return;
+  u64 address = *(const u64 *)(table + offset + 4);
+  if (table[offset] == 1) out8((u16)address, value);
+  else *(volatile u8 *)reach(address) = value;
 }
 
 _Noreturn void halt(void) {
@@ -120,10 +148,9 @@ _Noreturn void halt(void) {
 }
 
 _Noreturn void power_off(void) {
-  // SLP_EN with SLP_TYP 5 in the sleep control register.
-  out8(0x601, 1 << 5 | 5 << 2);
-  // QEMU's isa-debug-exit, where there is one.
-  out8(0xf4, 0);
+  drain_serial();
+  // SLEEP_CONTROL_REG: SLP_EN with SLP_TYP 5.
+  write_acpi_register(244, 1 << 5 | 5 << 2);
   halt();
 }
 
@@ -138,7 +165,9 @@ static _Noreturn void triple_fault(void) {
 
 _Noreturn void end_guest(const char *how) {
   report_text("", "end", how);
-  if (same_text(how, "reset")) out8(0x600, 1);
+  drain_serial();
+  // RESET_REG, and RESET_VALUE at 128.
+  if (same_text(how, "reset")) write_acpi_register(116, find_table("FACP")[128]);
   if (same_text(how, "i8042")) out8(0x64, 0xfe);
   if (same_text(how, "triplefault")) triple_fault();
   if (same_text(how, "halt")) halt();

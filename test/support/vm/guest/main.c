@@ -73,10 +73,12 @@ void job_memory(void) {
 
 /* What a driver of a 16550 looks for: a scratch register, FIFOs, an empty transmitter. */
 void job_serial(void) {
+  drain_serial();
   out8(0x3ff, 0x5a);
   report_hex("serial", "scratch", in8(0x3ff));
   out8(0x3fa, 0x07);
   report("serial", "fifo", (in8(0x3fa) & 0xc0) == 0xc0);
+  drain_serial();
   out8(0x3fb, 0x83);
   out8(0x3f8, 0x01);
   out8(0x3f9, 0x00);
@@ -99,6 +101,24 @@ void job_echo(void) {
   }
   text[length] = 0;
   report_text("echo", "text", text);
+}
+
+/*
+ * job=exits: n=N port=P | address=A. Writes to where nothing is: each one leaves the guest and comes back. The clock is the
+ * reader's, as in job=bench.
+ */
+void job_exits(void) {
+  u64 address = number_parameter("address", 0), count = number_parameter("n", 1000);
+  u16 port = (u16)number_parameter("port", 0);
+  volatile u8 *at = reach(address);
+  print("exits.start=1\n");
+  drain_serial();
+  for (u64 i = 0; i < count; i++) {
+    if (address != 0) *at = 0;
+    else out8(port, 0);
+  }
+  print("exits.end=1\n");
+  report("exits", "count", count);
 }
 
 static volatile u64 seen_processors;
@@ -126,7 +146,7 @@ static const struct {
     {"blk", job_blk},       {"boots", job_boots},   {"resize", job_resize}, {"kicks", job_kicks},
     {"load", job_load},     {"bench", job_bench},   {"smp", job_smp},       {"net", job_net},
     {"fs", job_fs},         {"hostile", job_hostile},
-    {"cpus", job_cpus},     {"race", job_race},
+    {"cpus", job_cpus},     {"race", job_race},     {"exits", job_exits},
 };
 
 static void run_job(const char *name) {

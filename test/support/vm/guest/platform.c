@@ -80,11 +80,31 @@ void read_boot_information(enum boot how, u64 information) {
   rsdp = at64(information + 0x070);
 }
 
+/*
+ * Waits for a bit of the line status register, not forever: the port may have nobody at it. second() is not known yet when
+ * the first line is printed.
+ */
+static void await_line_status(u8 bit) {
+  for (u64 start = ticks(); (in8(COM1 + 5) & bit) == 0 && ticks() - start < 1000000000;) relax();
+}
+
 void print(const char *text) {
+  static bool ready;
+  // Enables the FIFOs.
+  if (!ready) out8(COM1 + 2, 1);
+  ready = true;
   u64 count = 0;
   while (text[count] != 0) count++;
-  __asm__ volatile("rep outsb" : "+S"(text), "+c"(count) : "d"(COM1) : "memory");
+  while (count > 0) {
+    // The transmitter's FIFO is empty: there is room for 16.
+    await_line_status(0x20);
+    u64 some = count < 16 ? count : 16;
+    count -= some;
+    __asm__ volatile("rep outsb" : "+S"(text), "+c"(some) : "d"(COM1) : "memory");
+  }
 }
+
+void drain_serial(void) { await_line_status(0x40); }
 
 static void print_digits(u64 value, u32 base) {
   char digits[21];

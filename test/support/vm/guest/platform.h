@@ -78,6 +78,8 @@ void read_boot_information(enum boot how, u64 information);
 
 /* Serial output. A report is a line `name=value`, with `prefix` and a dot before it where there is one. */
 void print(const char *text);
+/* Waits until everything is out. */
+void drain_serial(void);
 void print_number(u64 value);
 void print_hex(u64 value);
 void report(const char *prefix, const char *name, u64 value);

@@ -16,6 +16,8 @@ export interface Script {
   mislabel: string[];
   /** Messages at which the connection is closed. */
   dieAt: string[];
+  /** Messages after whose answer the connection is closed. */
+  dieAfter: string[];
   /** Answer to GET_QUEUE_NUM. */
   queueCount: bigint;
   /** The configuration space; what is not in it cannot be read. Undefined: any request is answered with itself. */
@@ -38,7 +40,15 @@ export class ScriptedBackend {
   #endpoint: Endpoint | undefined;
 
   constructor(path: string, script: Partial<Script> = {}) {
-    const friendly = { ignore: [], refuse: [], mislabel: [], dieAt: [], queueCount: 4n, config: undefined };
+    const friendly = {
+      ignore: [],
+      refuse: [],
+      mislabel: [],
+      dieAt: [],
+      dieAfter: [],
+      queueCount: 4n,
+      config: undefined,
+    };
     this.#script = { features: 0n, protocolFeatures: 0n, ...friendly, ...script };
     this.#listener = UnixListener.listen(path);
     this.#watch = watchReadable(this.#listener.fd, () => {
@@ -87,6 +97,7 @@ export class ScriptedBackend {
     } else if (message.needsReply) {
       endpoint.sendReply(id, u64(this.#script.refuse.includes(name) ? 1n : 0n));
     }
+    if (this.#script.dieAfter.includes(name)) this.die();
   }
 
   #answer(name: string, request: Uint8Array): { payload: Uint8Array; fds: OwnedFd[] } | undefined {

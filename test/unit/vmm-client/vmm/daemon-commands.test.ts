@@ -32,7 +32,7 @@ describe('the daemon of a network', () => {
   it('is told the interface and one pair of queues', () => {
     const { program, args } = netDaemon({ id: '_net0', tap: 'vm1' });
     expect(program).toBe('vhost-user-net');
-    expect(asNet(args)).toMatchObject({ tap: 'vm1', numQueuePairs: 1 });
+    expect(asNet(args)).toMatchObject({ tap: 'vm1', numQueuePairs: 1, ctrlVq: true });
     expect(asNet(args)).not.toHaveProperty('mac');
   });
 

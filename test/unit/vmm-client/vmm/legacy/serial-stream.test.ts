@@ -87,6 +87,19 @@ describe('output of a serial port', () => {
 });
 
 describe('input of a serial port', () => {
+  it('comes to the port of the next machine after that of the last', async () => {
+    const input = new PassThrough();
+    const first = feedSerial(input, new Serial({ raise: () => undefined, transmit: () => undefined }));
+    await turn();
+    first();
+    const serial = new Serial({ raise: () => undefined, transmit: () => undefined });
+    const letGo = feedSerial(input, serial);
+    input.write('a');
+    await turn();
+    expect(serial.read(0, 1)).toBe(0x61);
+    letGo();
+  });
+
   it('stops at what the port wants, goes on when it was read, and ends with nothing', async () => {
     const serial = new Serial({ raise: () => undefined, transmit: () => undefined });
     const input = new PassThrough();

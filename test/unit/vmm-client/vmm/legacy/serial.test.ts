@@ -185,6 +185,18 @@ describe('the receiver', () => {
     expect(type('')).toBe(true);
   });
 
+  it('asks for more when the last of it came with a FIFO that was switched on', () => {
+    let wanted = 0;
+    serial.onWanted = () => {
+      wanted += 1;
+    };
+    expect(type('x'.repeat(4100))).toBe(false);
+    readText(4090);
+    expect(wanted).toBe(0);
+    write(FCR, 0x01);
+    expect(wanted).toBe(1);
+  });
+
   it('clearing the FIFO loses its bytes and no others', () => {
     write(FCR, 0x01);
     type('0123456789abcdefREST');
@@ -251,4 +263,30 @@ describe('priorities', () => {
     expect(read(IIR)).toBe(0x01);
     expect(interrupts).toBe(1);
   });
+});
+
+it('is as new after a reset, but for what has not come over the line', () => {
+  type('abc');
+  write(FCR, 0x01);
+  for (const [register, value] of [
+    [LCR, 0x83],
+    [0, 1],
+    [LCR, 0x03],
+    [IER, 0x0f],
+    [MCR, 0x1f],
+    [SCR, 0x5a],
+  ] as const) {
+    write(register, value);
+  }
+  const before = interrupts;
+  serial.reset();
+  expect([IER, IIR, LCR, MCR, SCR].map(read)).toEqual([0, 0x01, 0, 0, 0]);
+  expect(read(MSR)).toBe(0xb0);
+  write(LCR, 0x80);
+  expect(read(0)).toBe(12);
+  write(LCR, 0);
+  expect(interrupts).toBe(before);
+  // Whatever was pending before, the next cause is an edge.
+  write(IER, 0x02);
+  expect(interrupts).toBe(before + 1);
 });

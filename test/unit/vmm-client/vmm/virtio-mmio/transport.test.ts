@@ -250,6 +250,52 @@ it('does nothing any more when closed', async () => {
   expect(bench.device.log).toEqual(['activate', 'activated', 'close']);
 });
 
+it('leaves the page alone when a reset or an activation ends after it was closed', async () => {
+  let open = () => {};
+  const hold = (): void => {
+    bench.device.gate = new Promise((resolve) => {
+      open = resolve;
+    });
+  };
+  await start();
+  hold();
+  const reset = bench.driver.reset();
+  bench.transport.close();
+  bench.page.bytes.fill(0xa5);
+  open();
+  await reset;
+  expect(new Set(bench.page.bytes)).toEqual(new Set([0xa5]));
+
+  bench.close();
+  bench = createBench();
+  hold();
+  const started = start();
+  await new Promise(setImmediate);
+  bench.transport.close();
+  bench.page.bytes.fill(0xa5);
+  open();
+  await started;
+  expect(new Set(bench.page.bytes)).toEqual(new Set([0xa5]));
+});
+
+it('tells the driver of a device that broke while it was activated', async () => {
+  let open = () => {};
+  bench.device.gate = new Promise((resolve) => {
+    open = resolve;
+  });
+  const started = start();
+  await new Promise(setImmediate);
+  bench.device.listener?.needsReset(new Error('a ring is broken'));
+  open();
+  await started;
+  expect(bench.driver.status).toBe(15 | 64);
+  expect(bench.driver.interruptStatus & 2).toBe(2);
+  bench.device.gate = Promise.resolve();
+  await bench.driver.reset();
+  await start();
+  expect(bench.driver.status).toBe(15);
+});
+
 it('has one kick descriptor a queue and one page', () => {
   const device = new FakeDevice();
   const { interrupt, kicks } = bench;
