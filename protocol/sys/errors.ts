@@ -27,9 +27,13 @@ export const EPIPE = 32;
 export const ENAMETOOLONG = 36;
 export const ENOSYS = 38;
 export const EBADFD = 77;
+export const EMSGSIZE = 90;
+export const EPROTOTYPE = 91;
 export const EOPNOTSUPP = 95;
 export const EADDRINUSE = 98;
 export const ECONNABORTED = 103;
+export const ECONNRESET = 104;
+export const ENOBUFS = 105;
 export const ECONNREFUSED = 111;
 
 const errnoTable = getSystemErrorMap();

@@ -29,6 +29,7 @@ export const libc = {
   connect: bind<[number, number, number]>('connect', 'int', [fd, ptr, 'uint32_t']),
   epoll_create1: bind<[number]>('epoll_create1', 'int', ['int']),
   epoll_ctl: bind<[number, number, number, number]>('epoll_ctl', 'int', [fd, 'int', fd, ptr]),
+  epoll_wait: bind<[number, number, number, number]>('epoll_wait', 'int', ['int', ptr, 'int', 'int']),
   eventfd: bind<[number, number]>('eventfd', 'int', ['uint32_t', 'int']),
   fallocate: bind<[number, number, number, number]>('fallocate', 'int', [fd, 'int', 'int64_t', 'int64_t']),
   fcntl: bind<[number, number, number]>('fcntl', 'int', [fd, 'int', ptr]),
@@ -36,6 +37,7 @@ export const libc = {
   ftruncate: bind<[number, number]>('ftruncate', 'int', [fd, 'int64_t']),
   ioctl: bind<[number, number, number]>('ioctl', 'int', [fd, 'uint64_t', ptr]),
   listen: bind<[number, number]>('listen', 'int', [fd, 'int']),
+  madvise: bind<[number, number, number]>('madvise', 'int', [ptr, 'size_t', 'int']),
   memfd_create: bind<[string, number]>('memfd_create', 'int', ['str', 'uint32_t']),
   mmap: bind<[number, number, number, number, number, number], number | bigint>('mmap', ptr, [
     ptr,
@@ -58,6 +60,7 @@ export const libc = {
   recvmsg: bind<[number, number, number]>('recvmsg', 'int64_t', [fd, ptr, 'int']),
   send: bind<[number, number, number, number]>('send', 'int64_t', [fd, ptr, 'size_t', 'int']),
   sendmsg: bind<[number, number, number]>('sendmsg', 'int64_t', [fd, ptr, 'int']),
+  shutdown: bind<[number, number]>('shutdown', 'int', [fd, 'int']),
   sigaction: bind<[number, number, number]>('sigaction', 'int', ['int', ptr, ptr]),
   socket: bind<[number, number, number]>('socket', 'int', ['int', 'int', 'int']),
   getsockopt: bind<[number, number, number, number, number]>('getsockopt', 'int', [fd, 'int', 'int', ptr, ptr]),

@@ -29,6 +29,7 @@ export const S_IFREG = 0o100000;
 export const S_IFBLK = 0o060000;
 export const S_IFSOCK = 0o140000;
 export const S_IFCHR = 0o020000;
+export const S_IFIFO = 0o010000;
 
 /** What statx says of a descriptor. Sizes in bytes; dioAlign fields are 0 where O_DIRECT is not supported or unknown. */
 export interface FdStat {

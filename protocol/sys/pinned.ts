@@ -10,6 +10,8 @@ const PROT_READ = 1;
 const PROT_WRITE = 2;
 const MAP_PRIVATE = 0x02;
 const MAP_ANONYMOUS = 0x20;
+/** asm-generic/mman-common.h */
+const MADV_DONTNEED = 4;
 const SLAB_BYTES = 256 * 1024;
 const ALIGNMENT = 64;
 /** What mmap returns when it failed; addresses come as numbers, this as a bigint. */
@@ -65,4 +67,12 @@ export function allocatePinned(length: number): PinnedMemory {
   const offset = slabUsed;
   slabUsed += size;
   return new PinnedMemory(slabAddress + offset, slab, offset, length);
+}
+
+/**
+ * Gives the pages of a mapping of its own back to the host: it reads as zero then, and costs nothing until it is written.
+ * Memory of a slab is left as it is.
+ */
+export function discardPinned(memory: PinnedMemory): void {
+  if (memory.length > SLAB_BYTES / 4) libc.madvise(memory.address, memory.length, MADV_DONTNEED);
 }

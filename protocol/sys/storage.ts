@@ -6,6 +6,8 @@ import { S_IFBLK, statFd } from './owned-fd.ts';
 import { allocatePinned } from './pinned.ts';
 
 export const O_RDONLY = 0;
+/** For a look at what a path names, which opens nothing. */
+export const O_PATH = 0o10000000;
 export const O_RDWR = 2;
 export const O_DIRECT = process.arch === 'arm64' ? 0x10000 : 0x4000;
 export const FALLOC_FL_KEEP_SIZE = 1;

@@ -1,5 +1,5 @@
 /**
- * AF_UNIX stream sockets with ancillary file descriptors, non-blocking. Received descriptors are close-on-exec and owned
+ * AF_UNIX sockets, non-blocking: streams with ancillary file descriptors, and connections of packets (SOCK_SEQPACKET). Received descriptors are close-on-exec and owned
  * by the caller from the moment `receive` returns them.
  */
 
@@ -13,6 +13,7 @@ import {
   EMFILE,
   ENAMETOOLONG,
   ENOENT,
+  EPROTOTYPE,
   SysError,
 } from './errors.ts';
 import { checked, lastErrno, libc } from './libc.ts';
@@ -21,7 +22,8 @@ import { allocatePinned } from './pinned.ts';
 
 const AF_UNIX = 1;
 const F_SETFL = 4;
-const SOCK_STREAM = 1;
+export const SOCK_STREAM = 1;
+export const SOCK_SEQPACKET = 5;
 const SOCK_NONBLOCK = 0x800;
 const SOCK_CLOEXEC = 0x80000;
 const SOL_SOCKET = 1;
@@ -31,7 +33,8 @@ const MSG_CTRUNC = 0x08;
 const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
 const MSG_CMSG_CLOEXEC = 0x4000_0000;
-const SUN_PATH_BYTES = 108;
+/** Bytes of a socket's path, with the zero at its end. */
+export const SUN_PATH_BYTES = 108;
 const BACKLOG = 128;
 /** The kernel's limit of descriptors in one message (SCM_MAX_FD). */
 const SCM_MAX_FD = 253;
@@ -59,8 +62,8 @@ function encodeAddress(path: string): number {
   return 2 + encoded.length + 1;
 }
 
-function createSocket(): OwnedFd {
-  return new OwnedFd(checked(libc.socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), 'socket'));
+function createSocket(type: number): OwnedFd {
+  return new OwnedFd(checked(libc.socket(AF_UNIX, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), 'socket'));
 }
 
 /** What one `receive` brought. `length` 0 is the peer's orderly end. */
@@ -69,7 +72,7 @@ export interface Received {
   readonly fds: OwnedFd[];
 }
 
-/** One connected stream. */
+/** One connected socket. */
 export class UnixStream {
   readonly #owned: OwnedFd;
   readonly fd: number;
@@ -79,10 +82,13 @@ export class UnixStream {
     this.fd = owned.fd;
   }
 
-  /** @throws SysError - nobody listens at `path` (ECONNREFUSED, ENOENT), or its backlog is full (EAGAIN) */
-  static connect(path: string): UnixStream {
+  /**
+   * @throws SysError - nobody listens at `path` (ECONNREFUSED, ENOENT), or with another type of socket (EPROTOTYPE), or its
+   * backlog is full (EAGAIN)
+   */
+  static connect(path: string, type: number = SOCK_STREAM): UnixStream {
     const length = encodeAddress(path);
-    const socket = createSocket();
+    const socket = createSocket(type);
     if (libc.connect(socket.fd, address.address, length) === -1) {
       const error = new SysError('connect', lastErrno(), path);
       socket.close();
@@ -91,10 +97,9 @@ export class UnixStream {
     return new UnixStream(socket);
   }
 
-  /** Two streams connected to each other. */
-  static pair(): [UnixStream, UnixStream] {
-    const type = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
-    checked(libc.socketpair(AF_UNIX, type, 0, option.address), 'socketpair');
+  /** Two sockets connected to each other. */
+  static pair(type: number = SOCK_STREAM): [UnixStream, UnixStream] {
+    checked(libc.socketpair(AF_UNIX, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, option.address), 'socketpair');
     const fds = [option.data.getInt32(0, true), option.data.getInt32(4, true)] as const;
     return [new UnixStream(new OwnedFd(fds[0])), new UnixStream(new OwnedFd(fds[1]))];
   }
@@ -204,10 +209,10 @@ export class UnixListener {
    * Listens at `path`. A socket file that nobody listens on is replaced; a live one is refused.
    * @throws SysError - EADDRINUSE: another process listens there, or the file is not a socket
    */
-  static listen(path: string): UnixListener {
-    removeStaleSocket(path);
+  static listen(path: string, type: number = SOCK_STREAM): UnixListener {
+    removeStaleSocket(path, type);
     const length = encodeAddress(path);
-    const socket = createSocket();
+    const socket = createSocket(type);
     try {
       checked(libc.bind(socket.fd, address.address, length), 'bind', path);
       checked(libc.listen(socket.fd, BACKLOG), 'listen', path);
@@ -243,19 +248,19 @@ export class UnixListener {
  * Makes way for a listener: a socket file that nobody listens on is removed, anything else stays.
  * @throws SysError - EADDRINUSE: another process listens there
  */
-export function removeStaleSocket(path: string): void {
-  if (isStaleSocket(path)) rmSync(path, { force: true });
+export function removeStaleSocket(path: string, type: number = SOCK_STREAM): void {
+  if (isStaleSocket(path, type)) rmSync(path, { force: true });
 }
 
 /** Whether `path` is a socket file that refuses connections: left over by a process that is gone. */
-function isStaleSocket(path: string): boolean {
+function isStaleSocket(path: string, type: number): boolean {
   try {
-    UnixStream.connect(path).close();
+    UnixStream.connect(path, type).close();
   } catch (error) {
     if (!(error instanceof SysError)) throw error;
     if (error.errno === ENOENT) return false;
     if (error.errno === ECONNREFUSED) return isSocketFile(path);
-    if (error.errno === EAGAIN) throw new SysError('bind', EADDRINUSE, path);
+    if (error.errno === EAGAIN || error.errno === EPROTOTYPE) throw new SysError('bind', EADDRINUSE, path);
     throw error;
   }
   throw new SysError('bind', EADDRINUSE, path);

@@ -1,5 +1,6 @@
 /** The program around the device: its command line, its socket, its signals. Source: vhost-user, Backend program conventions. */
 
+import { execFileSync } from 'node:child_process';
 import { existsSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeEach, describe, expect, it } from 'vitest';
@@ -83,6 +84,15 @@ describe('the command line', () => {
     ['that is a directory', () => directory, /neither a file nor a block device/, 2],
     ['that is a character device', () => '/dev/zero', /neither a file nor a block device/, 2],
     [
+      'that is a pipe, which it would wait for,',
+      () => {
+        execFileSync('mkfifo', [join(directory, 'pipe')]);
+        return join(directory, 'pipe');
+      },
+      /neither a file nor a block device/,
+      2,
+    ],
+    [
       'that is smaller than a sector',
       () => {
         writeFileSync(join(directory, 'tiny'), 'x'.repeat(511));
@@ -93,7 +103,7 @@ describe('the command line', () => {
     ],
   ])('with a file %s ends with one sentence', async (_, path, sentence, status) => {
     await expectRefused(
-      start([`--socket-path=${socket}`, `--blk-file=${path()}`, '--log-level=silent']),
+      start([`--socket-path=${socket}`, `--blk-file=${path()}`, '--read-only', '--log-level=silent']),
       status,
       sentence,
     );

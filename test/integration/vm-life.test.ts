@@ -16,6 +16,17 @@ const MiB = 1 << 20;
 const SHUT_DOWN = { code: 0, signal: null };
 const DEADLINE_MS = 40_000;
 
+/** Resolves when the guest has done nothing for half a second; a reset takes a tenth. */
+const untilItWaits = async (vmm: VmmProcess): Promise<void> => {
+  const end = performance.now() + DEADLINE_MS;
+  for (let last = -1; performance.now() < end; await delay(500)) {
+    const exits = (await vmm.counters()).vcpu0?.exits_io ?? 0;
+    if (exits === last) return;
+    last = exits;
+  }
+  throw new Error('the guest is not held up');
+};
+
 describeWithPeers(vmGuestPeers, 'A virtual machine', () => {
   const cleanup = cleanupAfterEach();
   const image = (): string => createImage(join(cleanup.directory(), 'disk'), 16 * MiB);
@@ -149,6 +160,29 @@ describeWithPeers(vmGuestPeers, 'A virtual machine', () => {
       );
       expect(readdirSync(dirname(vmm.apiSocket))).toEqual([]);
     }
+  });
+
+  it('ends when nobody can read its serial port any more, with processors that are in the guest', async () => {
+    const vmm = VmmProcess.run(cleanup, { parameters: { job: 'cpus', cpus: 2, end: 'reset' }, cpus: 2 });
+    await vmm.guest.waitFor('cpus.started', DEADLINE_MS);
+    vmm.child.stdout.destroy();
+    expect(await vmm.child.waitForExit(DEADLINE_MS)).toEqual(SHUT_DOWN);
+  });
+
+  it('is paused, rebooted and ended while nobody reads its serial port', async () => {
+    const parameters = { job: 'info,info,info,info', end: 'reset', note: 'x'.repeat(1500) };
+    const vmm = VmmProcess.run(cleanup, { parameters });
+    await vmm.guest.waitFor('end', DEADLINE_MS);
+    vmm.child.stdout.pause();
+    await untilItWaits(vmm);
+    for (const route of ['vm.pause', 'vm.resume', 'vm.reboot']) await vmm.put(route);
+    vmm.child.stdout.resume();
+    const from = vmm.child.mark();
+    await vmm.guest.waitFor('end', DEADLINE_MS, from);
+    vmm.child.stdout.pause();
+    await untilItWaits(vmm);
+    vmm.child.kill('SIGTERM');
+    expect(await vmm.child.waitForExit(DEADLINE_MS)).toEqual({ code: 143, signal: null });
   });
 
   it('takes its daemons along when the VMM is killed', async () => {

@@ -92,6 +92,12 @@ export class Child {
     return this.#process.stdin;
   }
 
+  /** For tests that do not read it for a while, or any more. */
+  get stdout(): Readable {
+    if (this.#process.stdout === null) throw new Error(`${this.name} has no stdout`);
+    return this.#process.stdout;
+  }
+
   /** What it printed, both streams in order of arrival. */
   output(): string {
     return this.#output;

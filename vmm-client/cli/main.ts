@@ -13,6 +13,8 @@ const EXIT_FAILURE = 1;
 const EXIT_USAGE = 2;
 /** What a shell makes of a signal, 130 for SIGINT. */
 const EXIT_SIGNAL = 128;
+/** How long an interrupted command waits for the reader of its output. */
+const FLUSH_MS = 2000;
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 
 class Interrupted extends Error {
@@ -100,4 +102,6 @@ try {
   await program.parseAsync();
 } catch (error) {
   process.exitCode = report(error);
+  // What nobody reads of the output is not waited for by who was interrupted.
+  if (error instanceof Interrupted) setTimeout(() => process.exit(), FLUSH_MS).unref();
 }

@@ -20,6 +20,7 @@ import {
   VIRTIO_VSOCK_SHUTDOWN_SEND,
   VIRTIO_VSOCK_TYPE_SEQPACKET,
 } from '../../protocol/virtio/vsock.ts';
+import { VsockCredit } from './vsock-credit.ts';
 import { VsockError } from './vsock-error.ts';
 import type { VsockEnds, VsockHeader } from './vsock-header.ts';
 import { VsockReceiveBuffer } from './vsock-receive-buffer.ts';
@@ -82,6 +83,7 @@ export class VsockConnection implements VsockEnds {
   handler: VsockHandler;
   readonly #link: VsockLink;
   readonly #received: VsockReceiveBuffer;
+  readonly #credit: VsockCredit;
   #state: VsockState;
   #error: Error | undefined;
   #timer: NodeJS.Timeout | undefined;
@@ -93,15 +95,6 @@ export class VsockConnection implements VsockEnds {
   #localShutdown = 0;
   #remoteShutdown = 0;
 
-  // Bytes sent, and what the other side said of its buffer.
-  #txCnt = 0;
-  #peerFwdCnt = 0;
-  #peerBufAlloc = 0;
-  // Bytes received, bytes read, and what was said of them last.
-  #rxCnt = 0;
-  #fwdCnt = 0;
-  #toldFwdCnt = 0;
-
   /** `header` is the REQUEST that began it; without one it is this side that asks. */
   constructor(link: VsockLink, ends: VsockEnds, bufferBytes: number, handler: VsockHandler, header?: VsockHeader) {
     this.#link = link;
@@ -112,19 +105,17 @@ export class VsockConnection implements VsockEnds {
     this.type = ends.type;
     this.handler = handler;
     this.#received = new VsockReceiveBuffer(bufferBytes);
+    this.#credit = new VsockCredit(bufferBytes);
     this.#state = header === undefined ? 'connecting' : 'open';
-    if (header !== undefined) {
-      this.#peerBufAlloc = header.bufAlloc;
-      this.#peerFwdCnt = header.fwdCnt;
-      this.#txCnt = header.fwdCnt;
-    }
+    if (header !== undefined) this.#credit.update({ bufAlloc: header.bufAlloc, fwdCnt: 0 });
   }
 
   /** Says the first word: REQUEST or RESPONSE. */
   start(): void {
     if (this.#state === 'connecting') {
       const { connectTimeoutMs } = this.#link;
-      const tooLate = () => this.#reset(new VsockError('ETIMEDOUT', `${this.name}: no answer in ${connectTimeoutMs} ms`));
+      const tooLate = () =>
+        this.#reset(new VsockError('ETIMEDOUT', `${this.name}: no answer in ${connectTimeoutMs} ms`));
       this.#timer = setTimeout(tooLate, connectTimeoutMs);
       this.#say(VIRTIO_VSOCK_OP_REQUEST);
     } else {
@@ -158,18 +149,14 @@ export class VsockConnection implements VsockEnds {
 
   /** Whether `send` may be called. */
   get canSend(): boolean {
-    const isShut = (this.#localShutdown & VIRTIO_VSOCK_SHUTDOWN_SEND) | (this.#remoteShutdown & VIRTIO_VSOCK_SHUTDOWN_RCV);
+    const isShut =
+      (this.#localShutdown & VIRTIO_VSOCK_SHUTDOWN_SEND) | (this.#remoteShutdown & VIRTIO_VSOCK_SHUTDOWN_RCV);
     return this.#state === 'open' && isShut === 0;
   }
 
   /** Bytes that the other side's buffer has altogether: no message may be longer. */
   get peerBufferBytes(): number {
-    return this.#peerBufAlloc;
-  }
-
-  /** Bytes that the other side has room for now. */
-  get credit(): number {
-    return Math.max(0, this.#peerBufAlloc - ((this.#txCnt - this.#peerFwdCnt) >>> 0));
+    return this.#credit.peerBufAlloc;
   }
 
   /** Moves up to the target's length of bytes of a stream out. Returns how many. */
@@ -256,12 +243,15 @@ export class VsockConnection implements VsockEnds {
   /** Takes a packet of the other side. `start` is where its payload begins in the shared memory. */
   receive(header: VsockHeader, start: number): void {
     if (this.#state === 'closed') return;
-    if (((header.fwdCnt - this.#peerFwdCnt) >>> 0) > ((this.#txCnt - this.#peerFwdCnt) >>> 0)) {
-      this.#breakOff(`fwd_cnt ${header.fwdCnt} is ahead of the ${this.#txCnt} bytes sent`);
+    // Whoever resets a connection that it does not know has no counters for it.
+    if (header.op === VIRTIO_VSOCK_OP_RST) {
+      this.#onReset();
       return;
     }
-    this.#peerFwdCnt = header.fwdCnt;
-    this.#peerBufAlloc = header.bufAlloc;
+    if (!this.#credit.update(header)) {
+      this.#breakOff(`fwd_cnt ${header.fwdCnt} says that more was read than sent`);
+      return;
+    }
     switch (header.op) {
       case VIRTIO_VSOCK_OP_RW:
         this.#onData(header, start);
@@ -277,24 +267,21 @@ export class VsockConnection implements VsockEnds {
       case VIRTIO_VSOCK_OP_SHUTDOWN:
         this.#onShutdown(header.flags);
         break;
-      case VIRTIO_VSOCK_OP_RST:
-        this.#onReset();
-        return;
       default:
         this.#breakOff(`operation ${header.op} in a connection`);
         return;
     }
-    if (this.#awaitsCredit && this.credit > 0) {
+    if (this.#awaitsCredit && this.#credit.available > 0) {
       this.#awaitsCredit = false;
       this.#link.endAwaitCredit(this);
-      this.onRoom();
+      if (!this.#awaitsSlot) this.handler.onWritable?.(this);
     }
   }
 
-  /** There is a slot, or credit: who sends can go on. */
+  /** There is a slot: who sends can go on. */
   onRoom(): void {
     this.#awaitsSlot = false;
-    this.handler.onWritable?.(this);
+    if (this.#state === 'open') this.handler.onWritable?.(this);
   }
 
   /** No credit came for a while. */
@@ -308,13 +295,13 @@ export class VsockConnection implements VsockEnds {
     for (const op of CONTROL_ORDER) {
       if ((this.#pending & (1 << op)) === 0) continue;
       const flags = op === VIRTIO_VSOCK_OP_SHUTDOWN ? this.#localShutdown : 0;
-      const { capacity } = this.#received;
-      if (!this.#link.transmit.pushControl(this, op, flags, capacity, this.#fwdCnt)) {
+      const { bufAlloc, fwdCnt } = this.#credit;
+      if (!this.#link.transmit.pushControl(this, op, flags, bufAlloc, fwdCnt)) {
         this.#awaitsControlSlot = true;
         return false;
       }
       this.#pending &= ~(1 << op);
-      this.#toldFwdCnt = this.#fwdCnt;
+      this.#credit.noteTold();
     }
     return true;
   }
@@ -338,7 +325,7 @@ export class VsockConnection implements VsockEnds {
       this.#awaitsSlot = true;
       return 0;
     }
-    const { credit } = this;
+    const credit = this.#credit.available;
     if (credit === 0 && wanted > 0) {
       if (!this.#awaitsCredit) this.#link.awaitCredit(this);
       this.#awaitsCredit = true;
@@ -348,9 +335,10 @@ export class VsockConnection implements VsockEnds {
   }
 
   #push(length: number, flags: number): void {
-    this.#link.transmit.pushData(this, length, flags, this.#received.capacity, this.#fwdCnt);
-    this.#txCnt = (this.#txCnt + length) >>> 0;
-    this.#toldFwdCnt = this.#fwdCnt;
+    const { bufAlloc, fwdCnt } = this.#credit;
+    this.#link.transmit.pushData(this, length, flags, bufAlloc, fwdCnt);
+    this.#credit.noteSent(length);
+    this.#credit.noteTold();
     this.#pending &= ~(1 << VIRTIO_VSOCK_OP_CREDIT_UPDATE);
   }
 
@@ -359,12 +347,10 @@ export class VsockConnection implements VsockEnds {
       this.#breakOff('data before the connection was accepted');
       return;
     }
-    const { capacity } = this.#received;
-    if (length > capacity - ((this.#rxCnt - this.#fwdCnt) >>> 0)) {
+    if (!this.#credit.noteReceived(length)) {
       this.#breakOff(`${length} bytes came without credit for them`);
       return;
     }
-    this.#rxCnt = (this.#rxCnt + length) >>> 0;
     const { handler } = this;
     if (handler.onData !== undefined || this.#state === 'closing') {
       this.#consume(length);
@@ -381,14 +367,11 @@ export class VsockConnection implements VsockEnds {
     handler.onReadable?.(this);
   }
 
-  /** Bytes were read. The other side is told before it has used up more than half of the buffer. */
+  /** Bytes were read, or need not be. */
   #consume(length: number): void {
-    if (length > 0) this.#fwdCnt = (this.#fwdCnt + length) >>> 0;
+    this.#credit.noteRead(length);
     if (this.#state === 'closed') return;
-    const believed = (this.#rxCnt - this.#toldFwdCnt) >>> 0;
-    if (this.#fwdCnt !== this.#toldFwdCnt && believed > this.#received.capacity / 2) {
-      this.#say(VIRTIO_VSOCK_OP_CREDIT_UPDATE);
-    }
+    if (this.#credit.isUpdateDue) this.#say(VIRTIO_VSOCK_OP_CREDIT_UPDATE);
     // What the other side ended is over when it has been read.
     if (this.#remoteShutdown === SHUTDOWN_BOTH && this.#received.length === 0) this.#reset(undefined);
   }

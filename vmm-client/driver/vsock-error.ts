@@ -2,7 +2,7 @@
 
 /**
  * A connection that was refused, reset, not answered in time, or is used after its end. `code` is the errno that a socket
- * would have given: ECONNREFUSED, ECONNRESET, ETIMEDOUT, EPIPE, EMSGSIZE, EPROTO, EADDRINUSE, ENETRESET.
+ * would have given: ECONNREFUSED, ECONNRESET, ETIMEDOUT, EPIPE, EMSGSIZE, EPROTO, EADDRINUSE, ECANCELED, ENETRESET.
  */
 export class VsockError extends Error {
   override readonly name = 'VsockError';

@@ -48,6 +48,8 @@ export class VsockMultiplexer implements VsockLink {
   readonly closeTimeoutMs: number;
   /** The CID of this side. */
   cid: number;
+  /** Called when somebody comes to wait for a slot while nobody polls: `arm` is to be called again. */
+  onBlocked: () => void = () => undefined;
   /** Packets that were dropped because they are for somebody else, for statistics. */
   misdirected = 0;
   readonly #receive: VsockReceiveQueue;
@@ -153,10 +155,12 @@ export class VsockMultiplexer implements VsockLink {
 
   awaitControlSlot(connection: VsockConnection): void {
     this.#awaitControl.push(connection);
+    if (!this.#isPolling) this.onBlocked();
   }
 
   awaitSlot(connection: VsockConnection): void {
     this.#awaitData.push(connection);
+    if (!this.#isPolling) this.onBlocked();
   }
 
   awaitCredit(connection: VsockConnection): void {

@@ -79,11 +79,13 @@ export class VsockTransmitQueue {
 
   /** The free slot that `pushData` will take; -1 when the device has all. */
   peekData(): number {
+    if (this.#freeDataCount === 0) this.reap();
     return this.#freeDataCount === 0 ? -1 : this.#freeData[this.#freeDataCount - 1]!;
   }
 
   /** Whether `pushControl` would succeed. */
   get hasControlSlot(): boolean {
+    if (this.#freeControlCount === 0) this.reap();
     return this.#freeControlCount > 0;
   }
 
@@ -103,7 +105,7 @@ export class VsockTransmitQueue {
 
   /** Stages a packet without payload. Returns false when there is no slot. */
   pushControl(ends: VsockEnds, op: number, flags: number, bufAlloc: number, fwdCnt: number): boolean {
-    if (this.#freeControlCount === 0) return false;
+    if (!this.hasControlSlot) return false;
     this.#freeControlCount -= 1;
     const slot = this.#freeControl[this.#freeControlCount]!;
     const at = this.#offsetOf(slot);
@@ -112,8 +114,9 @@ export class VsockTransmitQueue {
     return true;
   }
 
-  /** Takes back what the device is done with. Returns how many slots, or RING_FAULT. */
+  /** Takes back what the device is done with. Returns how many slots, or RING_FAULT, from then on. */
   reap(): number {
+    if (this.#fault !== '') return RING_FAULT;
     const { ring } = this.queue;
     for (let count = 0; ; count++) {
       const slot = ring.reap();

@@ -24,8 +24,9 @@ export const CMDLINE_ADDRESS = 0x20000;
 export const CMDLINE_MAX_BYTES = 0x1_0000;
 /** End of low RAM as the memory map has it: the extended BIOS data area is above. */
 export const EBDA_ADDRESS = 0x9_fc00;
-/** RSDP and the tables it leads to. */
+/** RSDP and the tables it leads to, and the 16 bytes where a PC starts after a reset. */
 export const ACPI_ADDRESS = 0xe_0000;
+export const RESET_VECTOR_ADDRESS = 0xf_fff0;
 export const ACPI_END = 0x10_0000;
 export const HIGH_RAM_ADDRESS = 0x10_0000;
 

@@ -35,6 +35,7 @@ import type { Log } from './log.ts';
 import { Processors } from './processors.ts';
 import type { DaemonSupervisor } from './supervisor.ts';
 import type { VcpuEnd } from './vcpu.ts';
+import { endVcpuWorkers } from './vcpu-worker.ts';
 import { VirtioSlots } from './virtio-slots.ts';
 
 /** What a machine needs of the process that it runs in. */
@@ -140,6 +141,7 @@ export class Machine {
   /** Ends everything and resolves when nothing of it is left. Idempotent. */
   async close(): Promise<void> {
     await this.#processors?.stop();
+    await endVcpuWorkers();
     await this.#slots?.close();
     this.#slots = undefined;
     for (const close of this.#closers.splice(0)) close();

@@ -1,10 +1,12 @@
 /**
- * The threads of vCPUs. One takes longer to start than everything else that comes before a guest's first instruction, so
- * who knows that there will be a guest starts one beforehand.
+ * The threads of vCPUs. One takes longer to start than everything else that comes before a guest's first instruction, and
+ * leaves some address space mapped when it ends; so who knows that there will be a guest starts one beforehand, and a
+ * machine that resets uses those it has again.
  */
 
 import { extname } from 'node:path';
 import { Worker } from 'node:worker_threads';
+import { VmError } from './errors.ts';
 import type { VcpuThreadData } from './vcpu-channel.ts';
 
 // Beside this module, compiled or not.
@@ -12,24 +14,56 @@ const THREAD_MODULE = new URL(`./vcpu-thread${extname(import.meta.url)}`, import
 /** The heap of a thread that allocates next to nothing, in MiB. */
 const THREAD_LIMITS = { maxOldGenerationSizeMb: 16, maxYoungGenerationSizeMb: 1 };
 
-let started: Worker | undefined;
+/** Threads without a vCPU. They do not keep the process from ending. */
+const idle = new Set<Worker>();
 
 function createWorker(): Worker {
-  return new Worker(THREAD_MODULE, { resourceLimits: THREAD_LIMITS, name: 'vcpu' });
+  const worker = new Worker(THREAD_MODULE, { resourceLimits: THREAD_LIMITS, name: 'vcpu' });
+  // Whoever uses it hears of it; one that nobody uses is not missed.
+  worker.on('error', () => undefined);
+  worker.once('exit', () => idle.delete(worker));
+  return worker;
 }
 
-/** Starts a thread for the next `takeVcpuWorker`. It does not keep the process from ending. */
+function rest(worker: Worker): void {
+  worker.unref();
+  idle.add(worker);
+}
+
+/** Starts a thread for a vCPU to come. */
 export function startVcpuWorker(): void {
-  if (started !== undefined) return;
-  started = createWorker();
-  started.unref();
+  if (idle.size === 0) rest(createWorker());
 }
 
-/** A thread that runs the vCPU that `data` names until that is stopped. */
-export function takeVcpuWorker(data: VcpuThreadData): Worker {
-  const worker = started ?? createWorker();
-  started = undefined;
+/**
+ * Runs the vCPU that `data` names on a thread. Kept when it was stopped; nothing of `data` is used any more.
+ * @throws Error - the thread failed, and has ended
+ */
+export function runVcpu(data: VcpuThreadData): Promise<void> {
+  const worker = idle.values().next().value ?? createWorker();
+  idle.delete(worker);
   worker.ref();
   worker.postMessage(data);
-  return worker;
+  return new Promise((resolve, reject) => {
+    let failure: Error = new VmError('the thread of a vCPU ended by itself');
+    const onError = (error: Error): void => {
+      failure = error;
+    };
+    const onExit = (): void => reject(failure);
+    worker.once('error', onError);
+    worker.once('exit', onExit);
+    worker.once('message', () => {
+      worker.off('error', onError);
+      worker.off('exit', onExit);
+      rest(worker);
+      resolve();
+    });
+  });
+}
+
+/** Ends the threads that have no vCPU, and waits until they are gone. */
+export async function endVcpuWorkers(): Promise<void> {
+  const workers = [...idle];
+  idle.clear();
+  await Promise.all(workers.map((worker) => worker.terminate()));
 }

@@ -4,7 +4,6 @@
  *     STARTING --> HELD <--> RUNNING --> FAULTED      any --stop--> STOPPED
  */
 
-import type { Worker } from 'node:worker_threads';
 import { SysError } from '../../protocol/sys/errors.ts';
 import {
   exitName,
@@ -48,7 +47,7 @@ import {
   STOP,
   THREAD,
 } from './vcpu-channel.ts';
-import { takeVcpuWorker } from './vcpu-worker.ts';
+import { runVcpu } from './vcpu-worker.ts';
 
 export interface Buses {
   readonly ports: Bus;
@@ -72,8 +71,8 @@ export class Vcpu {
   readonly #location: VcpuLocation;
   readonly #run: VcpuRun;
   readonly #doorbell: Notifier;
-  readonly #worker: Worker;
-  readonly #exited: Promise<void>;
+  /** Kept when the thread has nothing to do with this vCPU any more. */
+  readonly #thread: Promise<void>;
   /** What gives back what the constructor took, the last first. */
   readonly #release: (() => void)[] = [];
   #answering = false;
@@ -103,17 +102,12 @@ export class Vcpu {
       this.#release.push(() => this.#doorbell.close());
       const watch = watchReadable(this.#doorbell.fd, () => this.#onDoorbell());
       this.#release.push(() => watch.close());
-      this.#worker = takeVcpuWorker({ channel, location: this.#location, doorbell: this.#doorbell.fd });
+      this.#thread = runVcpu({ channel, location: this.#location, doorbell: this.#doorbell.fd });
     } catch (error) {
       this.#giveBack();
       throw error;
     }
-    this.#worker.on('error', (error) => this.#fail(error));
-    this.#exited = new Promise((resolve) => this.#worker.once('exit', () => resolve()));
-    void this.#exited.then(() => {
-      if (!this.#stopping) this.#fail(new VmError(`the thread of vCPU ${index} ended by itself`));
-      this.#tell();
-    });
+    this.#thread = this.#thread.catch((error: Error) => this.#fail(error));
   }
 
   /** The descriptor for the ioctls that come before the first run. */
@@ -142,15 +136,15 @@ export class Vcpu {
     await this.#until(isOut);
   }
 
-  /** Ends the thread and gives everything back. Resolves when nothing of the vCPU touches guest memory. Idempotent. */
+  /** Stops the thread and gives everything back. Resolves when nothing of the vCPU touches guest memory. Idempotent. */
   async stop(): Promise<void> {
     this.abandon();
-    await this.#exited;
+    await this.#thread;
     this.#giveBack();
   }
 
   /**
-   * Makes the thread end, and waits for nothing: for a process that ends, which would wait for a thread in KVM_RUN for
+   * Makes the thread stop, and waits for nothing: for a process that ends, which would wait for a thread in KVM_RUN for
    * ever. Idempotent.
    */
   abandon(): void {

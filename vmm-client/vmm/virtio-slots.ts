@@ -153,16 +153,17 @@ function fillSlot(index: number, id: string, device: VhostUserDevice, bus: Bus, 
   const { buffer } = registerPages.data;
   const registers = new PinnedMemory(registerPages.address + offset, buffer as ArrayBuffer, offset, PAGE_BYTES);
   registers.bytes.fill(0);
-  const interrupt = createEventFd();
-  const kicks = device.queueSizes.map(() => createEventFd());
-  const transport = new VirtioMmioTransport(device, {
-    registers,
-    interrupt,
-    kicks,
-    log: (line) => log.warn(line),
-  });
-  bus.add(address, VIRTIO_MMIO_BYTES, transport);
-  return { id, address, gsi: FIRST_VIRTIO_GSI + index, registers, interrupt, kicks, transport };
+  const eventFds: OwnedFd[] = [];
+  try {
+    while (eventFds.length <= device.queueSizes.length) eventFds.push(createEventFd());
+    const [interrupt, ...kicks] = eventFds as [OwnedFd, ...OwnedFd[]];
+    const transport = new VirtioMmioTransport(device, { registers, interrupt, kicks, log: (line) => log.warn(line) });
+    bus.add(address, VIRTIO_MMIO_BYTES, transport);
+    return { id, address, gsi: FIRST_VIRTIO_GSI + index, registers, interrupt, kicks, transport };
+  } catch (error) {
+    for (const fd of eventFds) fd.close();
+    throw error;
+  }
 }
 
 function closeSlot({ transport, interrupt, kicks }: Slot): void {

@@ -9,7 +9,7 @@
  */
 
 import { VmConfigError } from '../errors.ts';
-import { ACPI_ADDRESS, ACPI_END, ACPI_POWER_PORT, IO_APIC_ADDRESS, LOCAL_APIC_ADDRESS } from '../layout.ts';
+import { ACPI_ADDRESS, ACPI_POWER_PORT, IO_APIC_ADDRESS, LOCAL_APIC_ADDRESS, RESET_VECTOR_ADDRESS } from '../layout.ts';
 import { concat } from './aml.ts';
 import { type DsdtOptions, encodeDsdtBody } from './dsdt.ts';
 
@@ -143,7 +143,7 @@ const encodeRsdp = (xsdtAddress: number): Uint8Array => {
 
 /**
  * All tables in one piece, to be put at guest physical address `base`: the RSDP is at its start.
- * @throws VmConfigError - they do not fit between ACPI_ADDRESS and ACPI_END
+ * @throws VmConfigError - they do not fit between ACPI_ADDRESS and RESET_VECTOR_ADDRESS
  */
 export const encodeAcpiTables = (base: number, options: AcpiOptions): Uint8Array => {
   const placed: { offset: number; bytes: Uint8Array }[] = [];
@@ -158,8 +158,9 @@ export const encodeAcpiTables = (base: number, options: AcpiOptions): Uint8Array
   const fadt = place(encodeFadt(dsdt));
   const madt = place(encodeMadt(options.cpuCount));
   placed.push({ offset: 0, bytes: encodeRsdp(place(encodeXsdt(fadt, madt))) });
-  if (end > ACPI_END - ACPI_ADDRESS) {
-    throw new VmConfigError(`ACPI tables of ${end} bytes, there is room for ${ACPI_END - ACPI_ADDRESS}`);
+  const room = RESET_VECTOR_ADDRESS - ACPI_ADDRESS;
+  if (end > room) {
+    throw new VmConfigError(`ACPI tables of ${end} bytes, there is room for ${room}`);
   }
   const all = new Uint8Array(end);
   for (const { offset, bytes } of placed) all.set(bytes, offset);

@@ -15,6 +15,7 @@ import { type KernelImage, lowRamEnd, type Range } from './kernel-image.ts';
 import { encodeZeroPage } from './linux.ts';
 import { buildMemoryMap } from './memory-map.ts';
 import { encodePvh } from './pvh.ts';
+import { RESET_VECTOR } from './reset-vector.ts';
 import { type BootState, type Placed, startState, startTables } from './start-state.ts';
 
 export interface KernelOptions extends AcpiOptions {
@@ -103,7 +104,7 @@ const loadBoth = (options: KernelOptions, kernel: BootFile, initramfs: BootFile 
     image.protocol === 'pvh'
       ? encodePvh(protocol)
       : [{ address: ZERO_PAGE_ADDRESS, bytes: encodeZeroPage({ ...protocol, image }) }];
-  for (const placed of [...handedOver, ...startTables(image.protocol)]) put(memory, placed);
+  for (const placed of [...handedOver, ...startTables(image.protocol), RESET_VECTOR]) put(memory, placed);
   return startState(image.protocol, image.entry);
 };
 

@@ -54,6 +54,18 @@ export interface TransportOptions {
   readonly log: (line: string) => void;
 }
 
+/** One for each descriptor, on a duplicate. @throws SysError - no descriptors left */
+function openNotifiers(interrupt: OwnedFd, kicks: readonly OwnedFd[]): [Notifier, ...Notifier[]] {
+  const opened: Notifier[] = [];
+  try {
+    for (const fd of [interrupt, ...kicks]) opened.push(new Notifier(fd.duplicate()));
+    return opened as [Notifier, ...Notifier[]];
+  } catch (error) {
+    for (const notifier of opened) notifier.close();
+    throw error;
+  }
+}
+
 export class VirtioMmioTransport implements BusDevice {
   readonly #device: VirtioDevice;
   readonly #page: RegisterPage;
@@ -101,8 +113,7 @@ export class VirtioMmioTransport implements BusDevice {
     this.#notifyExits = device.queueSizes.map(() => 0);
     this.#interrupt = options.interrupt;
     this.#kicks = options.kicks;
-    this.#interruptNotifier = new Notifier(options.interrupt.duplicate());
-    this.#kickNotifiers = options.kicks.map((kick) => new Notifier(kick.duplicate()));
+    [this.#interruptNotifier, ...this.#kickNotifiers] = openNotifiers(options.interrupt, options.kicks);
     this.#page.set(AT.magic_value, VIRTIO_MMIO_MAGIC);
     this.#page.set(AT.version, VIRTIO_MMIO_VERSION);
     this.#page.set(AT.device_id, device.deviceId);

@@ -1,4 +1,5 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { createEventFd } from '../../../../../protocol/sys/owned-fd.ts';
 import { allocatePinned } from '../../../../../protocol/sys/pinned.ts';
 import { VirtioMmioTransport } from '../../../../../vmm-client/vmm/virtio-mmio/transport.ts';
 import { takeEvent } from '../../../../support/frontend/descriptors.ts';
@@ -294,6 +295,16 @@ it('tells the driver of a device that broke while it was activated', async () =>
   await bench.driver.reset();
   await start();
   expect(bench.driver.status).toBe(15);
+});
+
+it('keeps no descriptor when it cannot have all', () => {
+  const before = countOwnFds();
+  const [first, second] = [createEventFd(), createEventFd()];
+  second.close();
+  const options = { registers: bench.page, interrupt: bench.interrupt, kicks: [first, second], log: () => undefined };
+  expect(() => new VirtioMmioTransport(new FakeDevice(), options)).toThrow(/closed/);
+  first.close();
+  expect(countOwnFds()).toBe(before);
 });
 
 it('has one kick descriptor a queue and one page', () => {
