@@ -5,8 +5,16 @@
  */
 
 import { EACCES, EINVAL, EISDIR, EPERM, EROFS, SysError } from '../../protocol/sys/errors.ts';
-import { type OwnedFd, openFile, S_IFBLK, S_IFREG, statFd } from '../../protocol/sys/owned-fd.ts';
-import { blockDeviceSizes, O_DIRECT, O_RDONLY, O_RDWR, storageSize, tryLock } from '../../protocol/sys/storage.ts';
+import { type OwnedFd, openFile, S_IFBLK, S_IFIFO, S_IFREG, statFd } from '../../protocol/sys/owned-fd.ts';
+import {
+  blockDeviceSizes,
+  O_DIRECT,
+  O_PATH,
+  O_RDONLY,
+  O_RDWR,
+  storageSize,
+  tryLock,
+} from '../../protocol/sys/storage.ts';
 import { VIRTIO_BLK_SECTOR_BYTES } from '../../protocol/virtio/blk.ts';
 import type { Logger } from '../core/logging.ts';
 import { UsageError } from '../core/options.ts';
@@ -37,7 +45,18 @@ export interface Disk {
   readonly physicalBlock: number;
 }
 
+/** @throws UsageError - opening it would wait for somebody to write */
+function refuseFifo(path: string): void {
+  const fd = openFile(path, O_PATH);
+  try {
+    if (statFd(fd.fd).type === S_IFIFO) throw notADisk(path);
+  } finally {
+    fd.close();
+  }
+}
+
 function open(path: string, readOnly: boolean, direct: boolean): OwnedFd {
+  refuseFifo(path);
   try {
     return openFile(path, (readOnly ? O_RDONLY : O_RDWR) | (direct ? O_DIRECT : 0));
   } catch (error) {

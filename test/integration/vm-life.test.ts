@@ -1,6 +1,6 @@
 /** The life of a virtual machine under load: pause, reboot, shutdown, hostile drivers, and that nothing is left of it. */
 
-import { readdirSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { expect, it } from 'vitest';
@@ -167,6 +167,21 @@ describeWithPeers(vmGuestPeers, 'A virtual machine', () => {
     await vmm.guest.waitFor('cpus.started', DEADLINE_MS);
     vmm.child.stdout.destroy();
     expect(await vmm.child.waitForExit(DEADLINE_MS)).toEqual(SHUT_DOWN);
+  });
+
+  it('resets itself without a mapping more', async () => {
+    const vmm = VmmProcess.run(cleanup, { parameters: { job: 'info', end: 'triplefault', cpus: 2 }, cpus: 2 });
+    const mappingsAfter = async (resets: number): Promise<number> => {
+      const end = performance.now() + DEADLINE_MS;
+      while (((await vmm.counters()).vm?.resets ?? 0) < resets) {
+        if (performance.now() > end) throw new Error(`no ${resets} resets within ${DEADLINE_MS} ms`);
+        await delay(20);
+      }
+      return readFileSync(`/proc/${vmm.child.pid}/maps`, 'utf8').split('\n').length;
+    };
+    const before = await mappingsAfter(5);
+    // The heap may grow by some; a thread's stacks and buffers would be three a processor and reset.
+    expect((await mappingsAfter(35)) - before).toBeLessThan(90);
   });
 
   it('is paused, rebooted and ended while nobody reads its serial port', async () => {

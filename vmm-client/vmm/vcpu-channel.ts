@@ -43,7 +43,6 @@ export const STARTING = 0;
 export const RUNNING = 1;
 export const HELD = 2;
 export const FAULTED = 3;
-export const STOPPED = 4;
 
 /** KIND. */
 export const IS_WRITE = 1;

@@ -123,7 +123,7 @@ function runVcpu({ channel, location, doorbell }: VcpuThreadData): void {
   }
 }
 
-// What comes after STOPPED is not the vCPU's any more: the message says so.
+// The message says that nothing here touches the vCPU or its doorbell any more.
 for (;;) {
   const [vcpu] = (await once(port, 'message')) as [VcpuThreadData];
   runVcpu(vcpu);

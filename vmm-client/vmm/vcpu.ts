@@ -1,7 +1,7 @@
 /**
  * One vCPU as the main thread sees it: starts its thread, answers its accesses on the buses, holds and ends it.
  *
- *     STARTING --> HELD <--> RUNNING --> FAULTED      any --stop--> STOPPED
+ *     STARTING --> HELD <--> RUNNING --> FAULTED      any --stop--> (gone)
  */
 
 import { SysError } from '../../protocol/sys/errors.ts';

@@ -8,15 +8,13 @@
  * Source: ACPI 6.5, 4.8.3.6 Reset Register, 4.8.3.7 Sleep Control and Status Registers.
  */
 
+import { S5_SLEEP_TYPE } from '../acpi/dsdt.ts';
+import { RESET_VALUE } from '../acpi/tables.ts';
 import type { BusDevice } from '../bus.ts';
 import { readPorts, writePorts } from './byte-ports.ts';
 
 const RESET = 0;
 const SLEEP_CONTROL = 1;
-/** RESET_VALUE of the FADT. */
-export const ACPI_RESET_VALUE = 1;
-/** SLP_TYP of the package \_S5 in the DSDT. */
-export const ACPI_S5_SLEEP_TYPE = 5;
 const SLP_TYP_SHIFT = 2;
 const SLP_TYP_MASK = 0x1c;
 const SLP_EN = 0x20;
@@ -37,9 +35,9 @@ export class AcpiPower implements BusDevice {
 
   write(offset: number, size: number, value: number): void {
     writePorts(offset, size, value, (at, byte) => {
-      if (at === RESET && byte === ACPI_RESET_VALUE) this.#onReset();
+      if (at === RESET && byte === RESET_VALUE) this.#onReset();
       if (at !== SLEEP_CONTROL || (byte & SLP_EN) === 0) return;
-      if ((byte & SLP_TYP_MASK) >> SLP_TYP_SHIFT === ACPI_S5_SLEEP_TYPE) this.#onShutdown();
+      if ((byte & SLP_TYP_MASK) >> SLP_TYP_SHIFT === S5_SLEEP_TYPE) this.#onShutdown();
     });
   }
 }

@@ -72,14 +72,12 @@ describe('a socket', () => {
 
 describe('a back end that goes away while it is asked what it has', () => {
   const questions = ['GET_FEATURES', 'GET_PROTOCOL_FEATURES', 'GET_QUEUE_NUM', 'SET_OWNER', 'GET_CONFIG'];
-  it.each(questions.flatMap((message) => [[{ dieAt: [message] }], [{ dieAfter: [message] }]] as const))(
-    'is not waited for: %o',
-    async (script) => {
-      const error = await bench.complaint({ ...BLK, ...script }, disk());
-      expect(error).toBeInstanceOf(VmError);
-      expect(error.message).toMatch(/^disk d: back end at .*(closed the connection|cannot be sent)/);
-    },
-  );
+  const scripts = questions.flatMap((message) => [{ dieAt: [message] }, { dieAfter: [message] }]);
+  it.each(scripts)('is not waited for: %o', async (script) => {
+    const error = await bench.complaint({ ...BLK, ...script }, disk());
+    expect(error).toBeInstanceOf(VmError);
+    expect(error.message).toMatch(/^disk d: back end at .*(closed the connection|cannot be sent)/);
+  });
 });
 
 describe('a disk', () => {
