@@ -47,6 +47,8 @@ export const LIMITS = {
   cid: { minimum: VIRTIO_VSOCK_MIN_CID, maximum: VIRTIO_VSOCK_MAX_CID },
 } as const satisfies Readonly<Record<string, Range>>;
 
+/** Keys of the counters that are not a device's. */
+const OWN_COUNTERS = /^(?:vm|vcpu\d+)$/;
 /** How a device may be called: ids are keys of the counters and go into names of sockets. */
 export const ID_PATTERN = '^[A-Za-z0-9_.:-]{1,64}$';
 
@@ -121,6 +123,7 @@ class Ids {
         fail(`${path}.id: ${JSON.stringify(id)} is not 1 to 64 letters, digits or any of _ . : -`);
       }
       if (id.startsWith('__')) fail(`${path}.id: "${id}" begins with two underscores, which is reserved`);
+      if (OWN_COUNTERS.test(id)) fail(`${path}.id: "${id}" is the name of counters of the VMM`);
       const other = taken.get(id);
       if (other !== undefined) fail(`${path}.id: "${id}" is the id of ${other} already`);
       taken.set(id, path);

@@ -64,6 +64,12 @@ export class DaemonProcess {
     return this.#how;
   }
 
+  /** Kills one that does not serve, for a reason that `serving` then fails with. */
+  giveUp(reason: string): void {
+    this.#lines.push(reason);
+    this.#child.kill('SIGKILL');
+  }
+
   /** Asks it to end, makes it end after `deadlineMs`, and waits until it has. */
   async stop(deadlineMs: number): Promise<void> {
     this.serving.catch(() => undefined);

@@ -23,6 +23,8 @@ const MAX_DEATHS = 5;
 const DEATHS_WITHIN_MS = 10_000;
 /** Before the second restart; doubled for each further one. The first is at once. */
 const RESTART_PAUSE_MS = 100;
+/** What the first process of a daemon is given to serve. */
+const START_DEADLINE_MS = 30_000;
 /** What a daemon is given to end in order: its own deadline for requests in flight is 10 s. */
 const STOP_DEADLINE_MS = 12_000;
 
@@ -118,14 +120,18 @@ class Supervised implements SupervisedDaemon {
 
   async #startFirst(): Promise<void> {
     const { name, program } = this.#command;
+    const first = this.#spawn();
+    // One that hangs, in the open of a dead file server's image say, is not to hold everything up.
+    const timer = setTimeout(() => first.giveUp(`it does not serve within ${START_DEADLINE_MS} ms`), START_DEADLINE_MS);
     try {
-      const first = this.#spawn();
       await first.serving;
       void first.ended.then(() => this.#onDeath());
     } catch (error) {
       this.#stopped = true;
       this.#closeSocket();
       throw new VmError(`${name}: ${program} did not start: ${(error as Error).message}`, { cause: error });
+    } finally {
+      clearTimeout(timer);
     }
   }
 

@@ -17,14 +17,14 @@ import { VIRTIO_MMIO, VIRTIO_MMIO_INT_VRING } from '../../protocol/virtio/mmio.t
 import type { Bus } from './bus.ts';
 import type { CheckedConfig } from './check-config.ts';
 import { type DaemonCommand, diskDaemon, netDaemon } from './daemon-commands.ts';
-import { type DeviceDescription, openDevice } from './devices/open.ts';
+import type { DeviceDescription } from './devices/open.ts';
 import type { VhostUserDevice } from './devices/vhost-user-device.ts';
 import type { GuestRam } from './guest-ram.ts';
 import { FIRST_VIRTIO_GSI, MAX_VIRTIO_DEVICES, PAGE_BYTES, VIRTIO_MMIO_ADDRESS, VIRTIO_MMIO_BYTES } from './layout.ts';
 import type { Log } from './log.ts';
 import type { MachineEnvironment } from './machine.ts';
 import type { SupervisedDaemon } from './supervisor.ts';
-import { VirtioMmioTransport } from './virtio-mmio/transport.ts';
+import type { VirtioMmioTransport } from './virtio-mmio/transport.ts';
 
 // One machine at a time runs in a process, and memory with a fixed address is not given back: its pages are used again.
 const registerPages = allocatePinned(MAX_VIRTIO_DEVICES * PAGE_BYTES);
@@ -69,6 +69,13 @@ export class VirtioSlots {
     bus: Bus,
     { log, supervisor }: MachineEnvironment,
   ): Promise<VirtioSlots> {
+    const planned = planDevices(config);
+    if (planned.length === 0) return new VirtioSlots([], []);
+    // Loaded only now: a guest without devices does not wait for their code.
+    const [{ openDevice }, { VirtioMmioTransport: Transport }] = await Promise.all([
+      import('./devices/open.ts'),
+      import('./virtio-mmio/transport.ts'),
+    ]);
     const supervised: SupervisedDaemon[] = [];
     const start = async (command: DaemonCommand): Promise<string> => {
       const daemon = await supervisor.start(command);
@@ -79,7 +86,6 @@ export class VirtioSlots {
       const options = { ram, log: (line: string) => log.warn(line) };
       return openDevice(device, daemon === undefined ? options : { ...options, socket: await start(daemon) });
     };
-    const planned = planDevices(config);
     const opened = await Promise.allSettled(planned.map(open));
     const devices = opened.flatMap((result) => (result.status === 'fulfilled' ? [result.value] : []));
     const slots: Slot[] = [];
@@ -87,7 +93,7 @@ export class VirtioSlots {
       const failed = opened.find((result) => result.status === 'rejected');
       if (failed !== undefined) throw failed.reason;
       for (const [index, device] of devices.entries())
-        slots.push(fillSlot(index, planned[index]?.id ?? '', device, bus, log));
+        slots.push(fillSlot(Transport, index, planned[index]?.id ?? '', device, bus, log));
       return new VirtioSlots(slots, supervised);
     } catch (error) {
       for (const slot of slots) closeSlot(slot);
@@ -147,7 +153,14 @@ function planDevices(config: CheckedConfig): Planned[] {
   ];
 }
 
-function fillSlot(index: number, id: string, device: VhostUserDevice, bus: Bus, log: Log): Slot {
+function fillSlot(
+  Transport: typeof VirtioMmioTransport,
+  index: number,
+  id: string,
+  device: VhostUserDevice,
+  bus: Bus,
+  log: Log,
+): Slot {
   const address = VIRTIO_MMIO_ADDRESS + index * VIRTIO_MMIO_BYTES;
   const offset = index * PAGE_BYTES;
   const { buffer } = registerPages.data;
@@ -157,7 +170,7 @@ function fillSlot(index: number, id: string, device: VhostUserDevice, bus: Bus, 
   try {
     while (eventFds.length <= device.queueSizes.length) eventFds.push(createEventFd());
     const [interrupt, ...kicks] = eventFds as [OwnedFd, ...OwnedFd[]];
-    const transport = new VirtioMmioTransport(device, { registers, interrupt, kicks, log: (line) => log.warn(line) });
+    const transport = new Transport(device, { registers, interrupt, kicks, log: (line) => log.warn(line) });
     bus.add(address, VIRTIO_MMIO_BYTES, transport);
     return { id, address, gsi: FIRST_VIRTIO_GSI + index, registers, interrupt, kicks, transport };
   } catch (error) {

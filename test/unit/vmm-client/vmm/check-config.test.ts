@@ -173,6 +173,7 @@ describe('limits', () => {
     ['console.mode: "Tty" needs a virtio console, which is not there; use serial', vm({ console: { mode: 'Tty' } })],
     ['disks[0].id: "a/b" is not 1 to 64 letters, digits or any of _ . : -', disk({ path: '/d', id: 'a/b' })],
     ['disks[0].id: "__disk" begins with two underscores, which is reserved', disk({ path: '/d', id: '__disk' })],
+    ['disks[0].id: "vcpu0" is the name of counters of the VMM', disk({ path: '/d', id: 'vcpu0' })],
     [
       'net[0].id: "root" is the id of disks[0] already',
       vm({ disks: [{ path: '/d', id: 'root' }], net: [{ tap: 't', id: 'root' }] }),
