@@ -4,6 +4,7 @@ import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeEach, describe, expect, it } from 'vitest';
 import { diskDaemon } from '../../vmm-client/vmm/daemon-commands.ts';
+import { DaemonProcess } from '../../vmm-client/vmm/daemon-process.ts';
 import { DaemonSupervisor, type SupervisedDaemon } from '../../vmm-client/vmm/supervisor.ts';
 import { Child } from '../support/child.ts';
 import { cleanupAfterEach } from '../support/cleanup.ts';
@@ -213,5 +214,15 @@ describe('a daemon that dies', () => {
     await daemon.stop();
 
     expect(daemon.pid === undefined || isGone(daemon.pid)).toBe(true);
+  });
+});
+
+describe('a process that does not serve', () => {
+  it('is given up with the reason, and is gone', async () => {
+    const hangs = new DaemonProcess(['-e', 'setInterval(() => {}, 1e6)'], 0, '_disk0', log);
+    cleanup.add(() => hangs.stop(0));
+    hangs.giveUp('it does not serve within 30000 ms');
+    await expect(hangs.serving).rejects.toThrow('it does not serve within 30000 ms');
+    expect(await waitUntilGone(hangs.pid as number)).toBe(true);
   });
 });
