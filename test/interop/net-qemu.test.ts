@@ -136,12 +136,12 @@ describeWithPeers([...qemuPeers, ...trafficPeers], 'QEMU q35, vhost-user-net', (
 
   it('is done with a guest that is off: the daemons run and hold no descriptor of it', async () => {
     await startLoad(host, guest);
-    // Or it may never be off, whatever serves the device. On its way Linux 6.1.192 marks each virtqueue broken. A packet sent
-    // after that waits, with the lock of the transmit queue held, for buffers that the device has returned: they count,
-    // but a broken queue gives none back. Both CPUs were seen in that loop of start_xmit or behind its lock, with used->idx
-    // one or two past last_used_idx and the device already reset; when vq->broken was cleared from outside, the guest went
-    // off. Linux mended it after 7.2, by 0d0eff39ceb3 ("virtio_ring: fix infinite loop in virtnet_poll_cleantx when
-    // device is broken"). An interface that is down sends nothing.
+    // With its interface up the guest may never be off, whatever serves the device. On its way Linux 6.1.192 marks the
+    // virtqueues broken and resets the device. A packet sent after that waits in start_xmit, with locks held, until the
+    // buffers that the device has returned are taken back, and from a broken queue none is. In each of four guests that
+    // hung, a CPU was in that loop, used->idx was equal to the available index and ahead of last_used_idx, and the guest
+    // went off when vq->broken was cleared from outside. Linux commit 0d0eff39ceb3 ("virtio_ring: fix infinite loop in
+    // virtnet_poll_cleantx when device is broken") mends it.
     await guest.run('ip link set eth0 down');
     await guest.powerOff();
     await expect.poll(() => backend.fdCount(), { timeout: 5_000 }).toBe(idleFds);
