@@ -2,15 +2,14 @@
 
 /** The vhost-user-blk program. */
 
-import type { Device } from '../core/device.ts';
 import type { Logger } from '../core/logging.ts';
 import { UsageError } from '../core/options.ts';
-import { runProgram } from '../core/program.ts';
+import { runProgram, type Service } from '../core/program.ts';
 import { BlkDevice } from './device.ts';
 import { openDisk } from './disk.ts';
 import { type BlkOptions, parseBlkOptions } from './options.ts';
 
-async function open(options: BlkOptions, log: Logger): Promise<Device> {
+async function open(options: BlkOptions, log: Logger): Promise<readonly Service[]> {
   const { blkFile: path, readOnly, direct } = options;
   const disk = await openDisk({ path, readOnly, direct }, log);
   if (options.blkSize !== 0 && options.blkSize < disk.logicalBlock) {
@@ -20,7 +19,7 @@ async function open(options: BlkOptions, log: Logger): Promise<Device> {
   const device = new BlkDevice(disk, { ...options, blockSize }, log);
   const mode = `${device.capacityBytes} bytes${disk.readOnly ? ', read-only' : ''}${direct ? ', direct' : ''}`;
   log.info({ file: path, engine: device.engineName }, `serving ${path} (${mode}) by ${device.engineName}`);
-  return device;
+  return [{ device, options, log }];
 }
 
 const PROGRAM = {

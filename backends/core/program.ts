@@ -8,6 +8,13 @@ import { type CoreOptions, toUsageError, UsageError } from './options.ts';
 import { obeyStarter } from './supervised.ts';
 import { VERSION } from './version.ts';
 
+/** A device, and where it is served. */
+export interface Service {
+  readonly device: Device;
+  readonly options: CoreOptions;
+  readonly log: Logger;
+}
+
 /** A daemon as a program. */
 export interface Program<Options extends CoreOptions> {
   readonly name: string;
@@ -15,8 +22,8 @@ export interface Program<Options extends CoreOptions> {
   readonly capabilities: { readonly type: string; readonly features: readonly string[] };
   /** Parses the command line without the program's name. @throws UsageError, CommanderError */
   parse(argv: readonly string[], version: string): Options;
-  /** Takes hold of what the device needs, and says so in the log. @throws UsageError, SysError */
-  open(options: Options, log: Logger): Promise<Device>;
+  /** Takes hold of what the devices need, and says so in the log. @throws UsageError, SysError */
+  open(options: Options, log: Logger): Promise<readonly Service[]>;
 }
 
 /** How a program ended: what is left to be printed, and its exit status (2 usage, 1 the host). */
@@ -66,23 +73,43 @@ function parseOptions<O extends CoreOptions>(program: Program<O>, argv: readonly
   }
 }
 
-/** The device is closed only when nothing of it is in flight: otherwise its locks must last until the kernel is done. */
+/**
+ * A device is closed only when nothing of it is in flight: otherwise its locks must last until the kernel is done. When one
+ * of several cannot be served, or has no more to do, all of them end.
+ */
 async function serve<O extends CoreOptions>(program: Program<O>, options: O, install: Install): Promise<void> {
   const log = await createLogger(program.name, options);
-  const device = await program.open(options, log);
-  const daemon = new Daemon(device, options, log);
+  const services = await program.open(options, log);
+  const daemons = services.map((service) => new Daemon(service.device, service.options, service.log));
   const reload = (): void => {
-    try {
-      device.reload();
-    } catch (error) {
-      if (!(error instanceof SysError)) throw error;
-      log.error(error.message);
-    }
+    for (const { device } of services) reloadDevice(device, log);
   };
-  const stop = (): void => void daemon.stop();
+  const stop = (): void => {
+    for (const daemon of daemons) void daemon.stop();
+  };
   install({ stop, reload });
-  daemon.start();
+  try {
+    for (const daemon of daemons) daemon.start();
+  } catch (error) {
+    // Those that were started leave no socket behind.
+    stop();
+    for (const { device } of services) device.close();
+    throw error;
+  }
   if (options.supervised === true) obeyStarter(stop);
-  if (await daemon.finished) device.close();
+  const ends = daemons.map(async (daemon, i) => {
+    if (await daemon.finished) services[i]?.device.close();
+    stop();
+  });
+  await Promise.all(ends);
   log.info('stopped');
+}
+
+function reloadDevice(device: Device, log: Logger): void {
+  try {
+    device.reload();
+  } catch (error) {
+    if (!(error instanceof SysError)) throw error;
+    log.error(error.message);
+  }
 }

@@ -93,6 +93,8 @@ export class Vring {
   #started = false;
   /** Started without a kick descriptor: the front end expects polling. */
   polled = false;
+  /** The device can take nothing from it for now, and says so again when it can: what waits there is no work meanwhile. */
+  held = false;
 
   constructor(index: number, host: VringHost) {
     this.index = index;
@@ -140,13 +142,18 @@ export class Vring {
 
   /** Whether requests may be taken. */
   get runnable(): boolean {
-    if (this.broken || this.#queue === undefined || this.#draining !== undefined) return false;
+    if (this.broken || this.held || this.#queue === undefined || this.#draining !== undefined) return false;
     return this.#enabled || this.#traits.runsDisabled || this.#finishing;
   }
 
   /** Heads that wait to be taken from the ring. */
   get backlog(): number {
     return this.#queue === undefined ? 0 : this.#queue.backlog;
+  }
+
+  /** Whether the ring was used before we got it: by an earlier life of the daemon, or on another host. */
+  get hasPast(): boolean {
+    return this.#queue !== undefined && (this.#queue.nextAvail !== 0 || this.#queue.nextUsed !== 0);
   }
 
   get inFlight(): number {
@@ -186,6 +193,7 @@ export class Vring {
     if (this.#started) return;
     this.#started = true;
     this.broken = false;
+    this.held = false;
     this.chainFaults = 0;
     this.#shortAt = -1;
     this.#call?.signal();

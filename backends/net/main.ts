@@ -2,16 +2,15 @@
 
 /** The vhost-user-net program. */
 
-import type { Device } from '../core/device.ts';
 import type { Logger } from '../core/logging.ts';
-import { runProgram } from '../core/program.ts';
+import { runProgram, type Service } from '../core/program.ts';
 import { NetDevice } from './device.ts';
 import { type NetOptions, parseNetOptions } from './options.ts';
 import { Tap } from './tap.ts';
 
 const DEFAULT_MTU = 1500;
 
-async function open(options: NetOptions, log: Logger): Promise<Device> {
+async function open(options: NetOptions, log: Logger): Promise<readonly Service[]> {
   const tap = options.null === true ? undefined : new Tap(options, log);
   const profile = {
     mac: options.mac,
@@ -24,7 +23,7 @@ async function open(options: NetOptions, log: Logger): Promise<Device> {
   const device = new NetDevice(tap, profile, log);
   const where = tap === undefined ? 'nothing' : `${tap.name} (MTU ${tap.mtu}, link ${tap.running ? 'up' : 'down'})`;
   log.info({ tap: tap?.name, engine: device.engineName }, `serving ${where} by ${device.engineName}`);
-  return device;
+  return [{ device, options, log }];
 }
 
 const PROGRAM = {

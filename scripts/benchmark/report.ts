@@ -1,14 +1,14 @@
 /**
  * docs/benchmarks.md: a section for each part of the benchmark. A run that measures one part rewrites its section and keeps the
- * other's, which is found by the comments around it; each section names machine, versions and day of its own.
+ * others', which are found by the comments around it; each section names machine, versions and day of its own.
  */
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { describeMet, type Footprint, type PartResults } from './results.ts';
 
-export type PartName = 'blk' | 'net';
+export type PartName = 'blk' | 'net' | 'vsock' | 'vm';
 
 /** In the order of the report. */
-export const PART_NAMES: readonly PartName[] = ['blk', 'net'];
+export const PART_NAMES: readonly PartName[] = ['blk', 'net', 'vsock', 'vm'];
 
 export type Sections = Partial<Record<PartName, string>>;
 

@@ -2,7 +2,7 @@
 import { formatCount, pairwiseDifference, pairwiseRatio, type Spread, spreadOf } from './statistics.ts';
 
 /** What is compared. More is better of the first three, less of the others. */
-export type Unit = 'iops' | 'packets' | 'bits' | 'cpu-us-per-io' | 'us';
+export type Unit = 'iops' | 'packets' | 'bits' | 'cpu-us-per-io' | 'us' | 'ms' | 'megabytes' | 'percent';
 
 /**
  * `to` names one contestant, or several of which the best counts. With `toBestRound` all rounds are compared with its best one, for a
@@ -16,6 +16,7 @@ export type Target =
       toBestRound?: number;
     }
   | { kind: 'at-least'; value: number }
+  | { kind: 'at-most'; value: number }
   | { kind: 'at-most-added'; to: readonly string[]; value: number };
 
 /** One line of a report. */
@@ -129,6 +130,9 @@ function judge(workload: Workload, ours: Cell | undefined, cells: readonly Cell[
   if (target.kind === 'at-least') {
     return { target, to: undefined, compared: undefined, met: ours && ours.spread.median >= target.value };
   }
+  if (target.kind === 'at-most') {
+    return { target, to: undefined, compared: undefined, met: ours && ours.spread.median <= target.value };
+  }
   const to = bestOf(
     cells.filter((cell) => target.to.includes(cell.contestant)),
     workload.unit,
@@ -144,7 +148,7 @@ function judge(workload: Workload, ours: Cell | undefined, cells: readonly Cell[
   return { target, to, compared, met: compared && isMet(target, compared.median) };
 }
 
-function isMet(target: Exclude<Target, { kind: 'at-least' }>, median: number): boolean {
+function isMet(target: Exclude<Target, { kind: 'at-least' | 'at-most' }>, median: number): boolean {
   switch (target.kind) {
     case 'at-least-ratio':
       return median >= target.ratio;
@@ -166,6 +170,8 @@ export function describeTarget(target: Target, unit: Unit): string {
   switch (target.kind) {
     case 'at-least':
       return `>= ${formatValue(target.value, unit)}`;
+    case 'at-most':
+      return `<= ${formatValue(target.value, unit)}`;
     case 'at-most-added':
       return `<= ${target.value} us more than ${describeNames(target.to)}`;
     case 'at-least-ratio':
@@ -196,6 +202,12 @@ export function formatValue(value: number, unit: Unit): string {
       return `${value.toFixed(2)} us`;
     case 'us':
       return `${value.toFixed(1)} us`;
+    case 'ms':
+      return `${value.toFixed(value < 9.995 ? 2 : 0)} ms`;
+    case 'megabytes':
+      return `${value.toFixed(0)} MB`;
+    case 'percent':
+      return `${value.toFixed(2)} %`;
   }
 }
 

@@ -18,6 +18,14 @@ export function spreadOf(values: readonly number[]): Spread {
   return { median: (lower + upper) / 2, min, max };
 }
 
+/** The value that `percent` per cent of at least one value do not exceed. */
+export function percentile(values: readonly number[], percent: number): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  const value = sorted[Math.max(0, Math.ceil((sorted.length * percent) / 100) - 1)];
+  if (value === undefined) throw new RangeError('no values to take a percentile of');
+  return value;
+}
+
 /** What `compare` says of the values of the same round, a[i] and b[i]: slow drift of the machine hits both. */
 function pairwise(a: readonly number[], b: readonly number[], compare: (a: number, b: number) => number) {
   const compared: number[] = [];

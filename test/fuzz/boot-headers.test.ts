@@ -2,7 +2,16 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { loadKernel } from '../../vmm-client/vmm/boot/kernel.ts';
 import { VmConfigError } from '../../vmm-client/vmm/errors.ts';
-import { bootOptions, bytesAt, bzImage, elfWithNotes, MiB, machineOf, note, XEN } from '../support/vm/kernel-files.ts';
+import {
+  bootOptions,
+  bytesAt,
+  bzImage,
+  elfWithNotes,
+  MiB,
+  machineOf,
+  note,
+  XEN,
+} from '../unit/vmm-client/vmm/boot/kernel-files.ts';
 
 /** Values that headers break at: zero, all ones, and the neighbours of limits. */
 const patch = fc.record({

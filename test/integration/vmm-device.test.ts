@@ -15,6 +15,7 @@ import { takeEvent, waitReadable } from '../support/frontend/descriptors.ts';
 import { MmioGuest } from '../support/frontend/mmio-guest.ts';
 import { countOwnFds, eventually } from '../support/frontend/process-probe.ts';
 import { createImage } from '../support/image.ts';
+import { checkedDisk } from '../unit/vmm-client/vmm/devices/checked.ts';
 
 const IMAGE_BYTES = 4 << 20;
 const cleanup = cleanupAfterEach();
@@ -29,10 +30,13 @@ const plug = async (backendOptions: Partial<BlkBackendOptions> = {}, reconnectMs
   cleanup.add(() => guest.close());
   const lines: string[] = [];
   const log = (line: string) => void lines.push(line);
-  const device = await openDisk(
-    { id: '_disk0', vhost_socket: backend.socket, queue_size: 64 },
-    { ram: guest.deviceMemory, log, reconnectMs, waitMs: 1000, awayMs: 5_000 },
-  );
+  const device = await openDisk(checkedDisk({ id: '_disk0', vhost_socket: backend.socket, queue_size: 64 }), {
+    ram: guest.deviceMemory,
+    log,
+    reconnectMs,
+    waitMs: 1000,
+    awayMs: 5_000,
+  });
   const transport = new VirtioMmioTransport(device, { ...guest.wiring, log });
   cleanup.add(() => transport.close());
   guest.plug(transport);
@@ -222,7 +226,7 @@ it('leaves no descriptor behind', async () => {
     const guest = new MmioGuest();
     const log = () => undefined;
     const options = { ram: guest.deviceMemory, log };
-    const device = await openDisk({ vhost_socket: backend.socket, queue_size: 64 }, options);
+    const device = await openDisk(checkedDisk({ vhost_socket: backend.socket, queue_size: 64 }), options);
     const transport = new VirtioMmioTransport(device, { ...guest.wiring, log });
     guest.plug(transport);
     await guest.start();

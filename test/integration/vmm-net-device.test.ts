@@ -16,6 +16,7 @@ import { WRITE } from '../support/frontend/raw-ring.ts';
 import { bits } from '../support/frontend/wire.ts';
 import { namespacePeers } from '../support/net/namespace.ts';
 import { describeWithPeers } from '../support/peers.ts';
+import { checkedNet } from '../unit/vmm-client/vmm/devices/checked.ts';
 
 const [RECEIVE, TRANSMIT, CONTROL] = [0, 1, 2];
 const HEADER = 12;
@@ -73,7 +74,7 @@ describeWithPeers(namespacePeers, 'a network', () => {
     const lines: string[] = [];
     const log = (line: string) => void lines.push(line);
     const device = await openNet(
-      { id: 'net0', vhost_socket: daemon.socket, queue_size: 64, mac: '52:54:00:12:34:56', mtu: 1400 },
+      checkedNet({ id: 'net0', vhost_socket: daemon.socket, queue_size: 64, mac: '52:54:00:12:34:56', mtu: 1400 }),
       { ram: guest.deviceMemory, log },
     );
     const transport = new VirtioMmioTransport(device, { ...guest.wiring, log });

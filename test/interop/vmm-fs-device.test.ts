@@ -14,6 +14,7 @@ import { MmioGuest } from '../support/frontend/mmio-guest.ts';
 import { WRITE } from '../support/frontend/raw-ring.ts';
 import { describeWithPeers } from '../support/peers.ts';
 import { startVirtiofsd, virtiofsdPeers } from '../support/vm/virtiofsd.ts';
+import { checkedFs } from '../unit/vmm-client/vmm/devices/checked.ts';
 
 const LOOKUP = 1;
 const INIT = 26;
@@ -59,7 +60,7 @@ describeWithPeers(virtiofsdPeers, 'virtiofsd', () => {
     cleanup.add(() => guest.close());
     const lines: string[] = [];
     const log = (line: string) => void lines.push(line);
-    const device = await openFs({ socket, tag: 'share', queue_size: 64 }, { ram: guest.deviceMemory, log });
+    const device = await openFs(checkedFs({ socket, tag: 'share', queue_size: 64 }), { ram: guest.deviceMemory, log });
     // One interrupt for both queues: the request queue's is what the test waits for.
     const wiring = { ...guest.wiring, interrupt: guest.ring(REQUEST_QUEUE).call };
     const transport = new VirtioMmioTransport(device, { ...wiring, log });

@@ -56,7 +56,7 @@ const qsdCommand = (socket: string, options: BlkBackendOptions): string[] => [
 ];
 
 /** Whether a Unix socket listens at `path`. Asked of the kernel: a connection made to find out would be one too many. */
-const listensAt = (path: string): boolean =>
+export const listensAt = (path: string): boolean =>
   readFileSync('/proc/net/unix', 'utf8')
     .split('\n')
     // Num RefCount Protocol Flags Type St Inode Path; __SO_ACCEPTCON is set in Flags of a listener.

@@ -104,6 +104,7 @@ const PEERS = {
   bash: { path: () => findProgram('bash'), versionArguments: ['--version'] },
   ping: { path: () => findProgram('ping'), versionArguments: ['-V'] },
   ethtool: { path: () => findProgram('ethtool'), versionArguments: ['--version'] },
+  socat: { path: () => findProgram('socat'), versionArguments: ['-V'] },
   tcpdump: { path: () => findProgram('tcpdump'), versionArguments: ['--version'] },
   virtiofsd: { path: () => findFile(join(unpacked, 'virtiofsd/usr/libexec/virtiofsd')) },
   'dpdk-testpmd': { path: () => findProgram('dpdk-testpmd') },

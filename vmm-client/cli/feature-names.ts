@@ -28,6 +28,12 @@ import {
   VIRTIO_F_SR_IOV,
   VIRTIO_F_VERSION_1,
 } from '../../protocol/virtio/reserved-features.ts';
+import {
+  VIRTIO_VSOCK_CONFIG_BYTES,
+  VIRTIO_VSOCK_F_NO_IMPLIED_STREAM,
+  VIRTIO_VSOCK_F_SEQPACKET,
+  VIRTIO_VSOCK_F_STREAM,
+} from '../../protocol/virtio/vsock.ts';
 
 /** Devices that `info` knows more of than its bits. */
 export type DeviceType = 'blk' | 'net' | 'vsock' | 'unknown';
@@ -51,9 +57,9 @@ const RESERVED: ReadonlyMap<number, string> = new Map([
 ]);
 
 const VSOCK: ReadonlyMap<number, string> = new Map([
-  [0, 'STREAM'],
-  [1, 'SEQPACKET'],
-  [2, 'NO_IMPLIED_STREAM'],
+  [VIRTIO_VSOCK_F_STREAM, 'STREAM'],
+  [VIRTIO_VSOCK_F_SEQPACKET, 'SEQPACKET'],
+  [VIRTIO_VSOCK_F_NO_IMPLIED_STREAM, 'NO_IMPLIED_STREAM'],
 ]);
 
 const DEVICES: Readonly<Record<DeviceType, ReadonlyMap<number, string>>> = {
@@ -96,7 +102,9 @@ export function guessDevice(features: bigint, configLength: number): DeviceType 
   // And a configuration space that reaches up to them.
   const reachesBlk = configLength === 0 || configLength >= 24;
   if (has(VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_BLK_SIZE) && couldBeBlk && reachesBlk) return 'blk';
-  if (configLength === 8 && bits.every((bit) => bit <= 2)) return 'vsock';
+  // Some back ends read zeroes beyond the eight bytes that there are.
+  const saysVsock = configLength === VIRTIO_VSOCK_CONFIG_BYTES || has(VIRTIO_VSOCK_F_NO_IMPLIED_STREAM);
+  if (saysVsock && configLength >= VIRTIO_VSOCK_CONFIG_BYTES && onlyKnown(VSOCK)) return 'vsock';
   // Few bits, all of which block devices have too, as with passt; block devices have SEG_MAX or BLK_SIZE.
   if (couldBeNet && has(VIRTIO_NET_F_MAC, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS)) {
     return 'net';

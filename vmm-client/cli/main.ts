@@ -78,7 +78,7 @@ process.on('exit', () => {
   for (const hook of exitHooks) hook();
 });
 
-const program = createProgram(
+const program = await createProgram(
   {
     // Looked at by a command that reads it: a terminal that is opened has to be closed.
     get stdin() {
@@ -97,6 +97,7 @@ const program = createProgram(
     },
   },
   readVersion(),
+  process.argv[2],
 );
 try {
   await program.parseAsync();

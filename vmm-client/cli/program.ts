@@ -11,9 +11,6 @@ import type { ReadOptions, WriteOptions } from './blk-transfer.ts';
 import type { VerifyOptions } from './blk-verify.ts';
 import { duration, integer, option, queueOptions, SOCKET, size, timeoutOption } from './command-options.ts';
 import type { CliContext } from './context.ts';
-import { createCtlCommand } from './ctl-program.ts';
-import { createNetCommands } from './net-program.ts';
-import { createVmCommands } from './vm-program.ts';
 
 /** A command on a disk: its own options, then those that all of them have. */
 function diskCommand(name: string, description: string, options: readonly Option[]): Command {
@@ -23,12 +20,23 @@ function diskCommand(name: string, description: string, options: readonly Option
   return command;
 }
 
-/** Builds the command line. Actions reject with errors; `version` is what --version prints. */
-export function createProgram(context: CliContext, version: string): Command {
+/** The commands in files of their own, in the order of the help. */
+const GROUPS: Readonly<Record<string, (context: CliContext, version: string) => Promise<Command>>> = {
+  net: async (context) => (await import('./net-program.ts')).createNetCommands(context),
+  vsock: async (context) => (await import('./vsock-program.ts')).createVsockCommands(context),
+  vm: async (context, version) => (await import('./vm-program.ts')).createVmCommands(context, version),
+  ctl: async (context) => (await import('./ctl-program.ts')).createCtlCommand(context),
+};
+
+/**
+ * Builds the command line. Actions reject with errors; `version` is what --version prints. Where `first`, the first argument,
+ * is one of the groups, the others are not loaded.
+ */
+export async function createProgram(context: CliContext, version: string, first = ''): Promise<Command> {
   const program = new Command('ringside')
     .description(
       'Runs virtual machines whose devices are vhost-user back ends. Talks to back ends without one, too: asks what they ' +
-        'are, reads, writes, verifies and measures disks, pings and captures.',
+        'are, reads, writes, verifies and measures disks, pings and captures, connects and listens by vsock.',
     )
     .version(version, '-V, --version', 'print the version')
     .helpOption('-h, --help', 'print this help')
@@ -104,10 +112,9 @@ export function createProgram(context: CliContext, version: string): Command {
       return benchDisk(context, socket, options as BenchOptions);
     }),
   );
-  const net = createNetCommands(context);
-  program.addCommand(net);
-  program.addCommand(createVmCommands(context, version));
-  program.addCommand(createCtlCommand(context));
+  const groups = Object.hasOwn(GROUPS, first) ? [first] : Object.keys(GROUPS);
+  const loaded = await Promise.all(groups.map((group) => GROUPS[group]?.(context, version)));
+  for (const group of loaded) if (group !== undefined) program.addCommand(group);
   settle(program, context);
   return program;
 }

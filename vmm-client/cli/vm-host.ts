@@ -6,7 +6,8 @@
 import { rmSync } from 'node:fs';
 import type { Readable } from 'node:stream';
 import type { ApiServer } from '../api/server.ts';
-import { DaemonSupervisor } from '../vmm/supervisor.ts';
+import type { DaemonCommand } from '../vmm/daemon-commands.ts';
+import type { DaemonSupervisor } from '../vmm/supervisor.ts';
 import { Vmm, type VmmEnd } from '../vmm/vmm.ts';
 import type { CliContext } from './context.ts';
 import { createLog } from './log.ts';
@@ -40,11 +41,17 @@ export async function hostVmm(
     isTTY: context.stderr.isTTY === true,
     ...(logFile === undefined ? {} : { file: logFile }),
   });
-  const supervisor = new DaemonSupervisor({ root, directory, logLevel, log });
+  // Loaded with the first daemon: a guest that needs none does not wait for the code.
+  let supervisor: DaemonSupervisor | undefined;
+  const start = async (command: DaemonCommand) => {
+    const { DaemonSupervisor } = await import('../vmm/supervisor.ts');
+    supervisor ??= new DaemonSupervisor({ root, directory, logLevel, log });
+    return supervisor.start(command);
+  };
   const vmm = new Vmm({
     version,
     log,
-    supervisor,
+    supervisor: { start },
     endsWithGuest,
     output: context.stdout,
     get input() {
@@ -70,7 +77,7 @@ export async function hostVmm(
     await api?.close();
     forget();
     await vmm.close();
-    await supervisor.stop();
+    await supervisor?.stop();
   }
 }
 

@@ -115,7 +115,13 @@ export function createVmCommands(context: CliContext, version: string): Command 
     run.addHelpText('after', RUN_HELP).action(async (options) => {
       const { startVcpuWorker } = await import('../vmm/vcpu-worker.ts');
       startVcpuWorker();
-      const { runVm } = await import('./vm-run.ts');
+      const { disk, net, fs, vsock } = options as RunOptions;
+      const hasDevices = [disk, net, fs, vsock].some((devices) => devices !== undefined);
+      // What only devices need would be loaded by the machine, one after the other.
+      const [{ runVm }] = await Promise.all([
+        import('./vm-run.ts'),
+        ...(hasDevices ? [import('../vmm/devices/open.ts'), import('../vmm/virtio-mmio/transport.ts')] : []),
+      ]);
       return runVm(context, version, options as RunOptions);
     }),
   );

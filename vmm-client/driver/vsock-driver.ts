@@ -192,7 +192,7 @@ export class VsockDriver {
     for (const listener of [...this.#listeners]) listener.fail(error);
   }
 
-  /** Resets open connections, stops the queues, ends the connection and frees the memory. Idempotent. */
+  /** Ends open connections with an error, stops the queues, ends the connection and frees the memory. Idempotent. */
   async close(): Promise<void> {
     // Rings of a back end that is away need no stopping.
     const isSound = this.#failure === undefined && !this.frontend.isReconnecting;

@@ -225,11 +225,13 @@ export class VsockMultiplexer implements VsockLink {
       if (!this.#awaitControl[0]!.sendControl()) break;
       this.#awaitControl.shift();
     }
-    if (this.#awaitData.length === 0 || this.transmit.peekData() === -1) return;
-    // Who is called may come to wait again, behind the others.
+    if (this.#awaitData.length === 0) return;
+    // Who is called may come to wait again, behind those whose turn has not come.
     const waiting = this.#awaitData;
     this.#awaitData = [];
-    for (const connection of waiting) connection.onRoom();
+    let served = 0;
+    while (served < waiting.length && this.transmit.peekData() !== -1) waiting[served++]!.onRoom();
+    if (served < waiting.length) this.#awaitData = waiting.slice(served).concat(this.#awaitData);
   }
 
   #dispatch(): void {

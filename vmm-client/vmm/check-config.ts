@@ -39,8 +39,8 @@ export const LIMITS = {
   queues: { minimum: 1, maximum: 256 },
   /** The high-priority queue of a file system is one more. */
   fsQueues: { minimum: 1, maximum: 255 },
-  /** Receive and transmit rings of network devices: whole pairs. */
-  netQueues: { minimum: 2, maximum: 256 },
+  /** Receive and transmit rings of network devices: whole pairs, and room for the control queue. */
+  netQueues: { minimum: 2, maximum: 254 },
   /** Entries; a power of two (VIRTIO 1.3, 2.7), and the smallest that holds a request of three descriptors. */
   queueSize: { minimum: 4, maximum: VIRTQ_MAX_SIZE },
   mtu: { minimum: VIRTIO_NET_MIN_MTU, maximum: VIRTIO_NET_MAX_MTU },
@@ -65,14 +65,19 @@ export const DEFAULTS = {
 type Filled<T, K extends keyof T> = T & { readonly [P in K]-?: NonNullable<T[P]> };
 type DeviceKeys = 'id' | 'num_queues' | 'queue_size';
 
+export type CheckedDisk = Filled<DiskConfig, DeviceKeys | 'vhost_user' | 'readonly' | 'direct'>;
+export type CheckedNet = Filled<NetConfig, DeviceKeys | 'vhost_user'>;
+export type CheckedFs = Filled<FsConfig, DeviceKeys>;
+export type CheckedVsock = Filled<VsockConfig, 'id' | 'queue_size'>;
+
 /** A configuration that `checkConfig` has passed: whatever has a default is there. */
 export interface CheckedConfig extends VmConfig {
   readonly cpus: Filled<CpusConfig, 'hide'>;
   readonly memory: Filled<MemoryConfig, 'shared' | 'hugepages'>;
-  readonly disks: readonly Filled<DiskConfig, DeviceKeys | 'vhost_user' | 'readonly' | 'direct'>[];
-  readonly net: readonly Filled<NetConfig, DeviceKeys | 'vhost_user'>[];
-  readonly fs: readonly Filled<FsConfig, DeviceKeys>[];
-  readonly vsock?: Filled<VsockConfig, 'id' | 'queue_size'>;
+  readonly disks: readonly CheckedDisk[];
+  readonly net: readonly CheckedNet[];
+  readonly fs: readonly CheckedFs[];
+  readonly vsock?: CheckedVsock;
   readonly serial: ConsoleConfig;
   readonly console: ConsoleConfig;
 }

@@ -45,7 +45,7 @@ export interface MachineEnvironment {
   readonly input: Readable;
   readonly output: Writable;
   /** Starts the daemons of devices that were configured by a file or an interface. */
-  readonly supervisor: DaemonSupervisor;
+  readonly supervisor: Pick<DaemonSupervisor, 'start'>;
 }
 
 export class Machine {

@@ -71,11 +71,6 @@ export class VirtioSlots {
   ): Promise<VirtioSlots> {
     const planned = planDevices(config);
     if (planned.length === 0) return new VirtioSlots([], []);
-    // Loaded only now: a guest without devices does not wait for their code.
-    const [{ openDevice }, { VirtioMmioTransport: Transport }] = await Promise.all([
-      import('./devices/open.ts'),
-      import('./virtio-mmio/transport.ts'),
-    ]);
     const supervised: SupervisedDaemon[] = [];
     const start = async (command: DaemonCommand): Promise<string> => {
       const daemon = await supervisor.start(command);
@@ -84,9 +79,13 @@ export class VirtioSlots {
     };
     const open = async ({ device, daemon }: Planned): Promise<VhostUserDevice> => {
       const options = { ram, log: (line: string) => log.warn(line) };
-      return openDevice(device, daemon === undefined ? options : { ...options, socket: await start(daemon) });
+      const daemonOptions = daemon === undefined ? options : { ...options, socket: await start(daemon) };
+      // Loaded only now: a daemon starts meanwhile, and a guest without devices does not wait for their code.
+      const { openDevice } = await import('./devices/open.ts');
+      return openDevice(device, daemonOptions);
     };
     const opened = await Promise.allSettled(planned.map(open));
+    const { VirtioMmioTransport: Transport } = await import('./virtio-mmio/transport.ts');
     const devices = opened.flatMap((result) => (result.status === 'fulfilled' ? [result.value] : []));
     const slots: Slot[] = [];
     try {

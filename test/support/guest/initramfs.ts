@@ -34,6 +34,9 @@ const NETWORK_MODULES = [
 /** The same for a guest that mounts a file system of the host. */
 const SHARED_FILE_SYSTEM_MODULES = ['fuse', 'virtiofs'];
 
+/** The same for a guest with a socket device. */
+const SOCKET_MODULES = ['vsock', 'vmw_vsock_virtio_transport_common', 'vmw_vsock_virtio_transport'];
+
 export interface InitramfsContents {
   /** Directory of the modules of one kernel release. */
   readonly modules: string;
@@ -41,8 +44,12 @@ export interface InitramfsContents {
   readonly sharedFileSystem?: boolean;
   /** Adds what a network interface needs. */
   readonly network?: boolean;
+  /** Adds what a socket device needs. */
+  readonly sockets?: boolean;
   /** Programs of the host that the guest's scripts call. */
   readonly programs?: readonly PeerName[];
+  /** Paths of more programs, static ones. */
+  readonly staticPrograms?: readonly string[];
 }
 
 /** Builds the archive, or finds it built. Returns its path. */
@@ -51,9 +58,10 @@ export const buildInitramfs = (contents: InitramfsContents): string => {
     ...MODULES,
     ...(contents.network === true ? NETWORK_MODULES : []),
     ...(contents.sharedFileSystem === true ? SHARED_FILE_SYSTEM_MODULES : []),
+    ...(contents.sockets === true ? SOCKET_MODULES : []),
   ];
   const modules = findModules(contents.modules, names);
-  const programs = (contents.programs ?? []).map((name) => peerPath(name));
+  const programs = [...(contents.programs ?? []).map((name) => peerPath(name)), ...(contents.staticPrograms ?? [])];
   const libraries = [...new Set(programs.flatMap(librariesOf))];
   const sources = [peerPath('static busybox'), INIT, ...modules, ...programs, ...libraries];
 

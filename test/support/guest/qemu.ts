@@ -34,6 +34,10 @@ export interface QemuOptions {
   readonly sockets?: readonly string[];
   /** Network interfaces; the first becomes eth0. */
   readonly interfaces?: readonly QemuInterface[];
+  /** Socket of a vhost-user-vsock back end, on q35. */
+  readonly vsockSocket?: string;
+  /** Paths of more programs, static ones. */
+  readonly staticPrograms?: readonly string[];
   readonly programs?: readonly PeerName[];
   readonly memoryMiB?: number;
   readonly cpus?: number;
@@ -132,7 +136,9 @@ export const bootQemu = async (cleanup: Cleanup, options: QemuOptions): Promise<
   const initramfs = buildInitramfs({
     modules: peerPath('cloud kernel modules'),
     network: options.interfaces !== undefined,
+    sockets: options.vsockSocket !== undefined,
     ...(options.programs && { programs: options.programs }),
+    ...(options.staticPrograms && { staticPrograms: options.staticPrograms }),
   });
   const memoryMiB = options.memoryMiB ?? 384;
   const child = new Child(peerPath('qemu-system-x86_64'), [
@@ -145,6 +151,7 @@ export const bootQemu = async (cleanup: Cleanup, options: QemuOptions): Promise<
     ...['-kernel', peerPath('cloud kernel'), '-initrd', initramfs, '-append', kernelArguments(options.machine)],
     ...(options.sockets ?? []).flatMap((socket, index) => diskArguments(options, socket, index)),
     ...(options.interfaces ?? []).flatMap(interfaceArguments),
+    ...(options.vsockSocket === undefined ? [] : vsockArguments(options.vsockSocket)),
     ...(options.extra ?? []),
   ]);
   cleanup.add(() => child.stop());
@@ -184,6 +191,11 @@ const interfaceArguments = (nic: QemuInterface, index: number): string[] => {
     ...['-device', `virtio-net-pci,id=${id}-device,netdev=${id},${interfaceProperties(nic.queuePairs)}${properties}`],
   ];
 };
+
+const vsockArguments = (socket: string): string[] => [
+  ...['-chardev', `socket,id=vsock-socket,path=${socket},reconnect=1`],
+  ...['-device', 'vhost-user-vsock-pci,id=vsock,chardev=vsock-socket'],
+];
 
 /** QEMU 7.2 crashes when it is to use MSI-X for a vhost-user-net under TCG. */
 const interfaceProperties = (queuePairs = 1): string => `vectors=0,mq=${queuePairs > 1 ? 'on' : 'off'}`;

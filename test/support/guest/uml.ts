@@ -14,13 +14,18 @@ export const umlPeers: readonly PeerName[] = ['user-mode-linux', 'user-mode-linu
 
 const VIRTIO_ID_NET = 1;
 const VIRTIO_ID_BLOCK = 2;
+const VIRTIO_ID_VSOCK = 19;
 
 export interface UmlOptions {
   /** Sockets of vhost-user-blk back ends; the first becomes /dev/vda. */
   readonly sockets?: readonly string[];
   /** Sockets of vhost-user-net back ends; the first becomes eth0. */
   readonly netSockets?: readonly string[];
+  /** Socket of a vhost-user-vsock back end. */
+  readonly vsockSocket?: string;
   readonly programs?: readonly PeerName[];
+  /** Paths of more programs, static ones. */
+  readonly staticPrograms?: readonly string[];
   readonly memoryMiB?: number;
   readonly bootDeadlineMs?: number;
 }
@@ -30,7 +35,9 @@ export const bootUml = async (cleanup: Cleanup, options: UmlOptions): Promise<Gu
   const initramfs = buildInitramfs({
     modules: peerPath('user-mode-linux modules'),
     network: options.netSockets !== undefined,
+    sockets: options.vsockSocket !== undefined,
     ...(options.programs && { programs: options.programs }),
+    ...(options.staticPrograms && { staticPrograms: options.staticPrograms }),
   });
   const child = new Child(
     peerPath('user-mode-linux'),
@@ -45,6 +52,7 @@ export const bootUml = async (cleanup: Cleanup, options: UmlOptions): Promise<Gu
       'panic=-1',
       ...(options.sockets ?? []).map((socket) => `virtio_uml.device=${socket}:${VIRTIO_ID_BLOCK}`),
       ...(options.netSockets ?? []).map((socket) => `virtio_uml.device=${socket}:${VIRTIO_ID_NET}`),
+      ...(options.vsockSocket === undefined ? [] : [`virtio_uml.device=${options.vsockSocket}:${VIRTIO_ID_VSOCK}`]),
     ],
     // It keeps its control files in the home directory; they are to vanish with the test.
     { ...process.env, HOME: cleanup.directory() },

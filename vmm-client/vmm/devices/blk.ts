@@ -7,31 +7,22 @@ import { VIRTIO_ID_BLOCK } from '../../../protocol/virtio/device-ids.ts';
 import { hasFeature } from '../../../protocol/virtio/reserved-features.ts';
 import { BLK_CONFIG_SIZES, decodeBlkConfig } from '../../driver/blk-config.ts';
 import type { VhostUserFrontend } from '../../frontend/frontend.ts';
-import type { DiskConfig } from '../config.ts';
+import type { CheckedDisk } from '../check-config.ts';
 import { VmConfigError } from '../errors.ts';
 import { attach, type DeviceOptions } from './attach.ts';
-import { type DeviceProfile, queueCountOf, queueSizeOf, ringCount, withoutFeatures } from './profile.ts';
+import { type DeviceProfile, ringCount, withoutFeatures } from './profile.ts';
 import type { VhostUserDevice } from './vhost-user-device.ts';
 
-/** As in Cloud Hypervisor. */
-const DEFAULT_QUEUES = 1;
-const DEFAULT_QUEUE_SIZE = 128;
-/** Rings that SET_VRING_KICK can name. */
-const MAX_QUEUES = 256;
-
 /** @throws VmConfigError, VmError - see `openDevice` */
-export async function openDisk(config: DiskConfig, options: DeviceOptions): Promise<VhostUserDevice> {
-  const name = `disk ${config.id ?? config.vhost_socket ?? options.socket ?? ''}`.trim();
-  const queues = queueCountOf(name, config.num_queues, DEFAULT_QUEUES, MAX_QUEUES);
-  const queueSize = queueSizeOf(name, config.queue_size, DEFAULT_QUEUE_SIZE);
-  return attach(name, config.vhost_socket, options, (frontend) => describeDisk(frontend, name, queues, queueSize));
+export async function openDisk(config: CheckedDisk, options: DeviceOptions): Promise<VhostUserDevice> {
+  const name = `disk ${config.id}`;
+  return attach(name, config.vhost_socket, options, (frontend) => describeDisk(frontend, name, config));
 }
 
 async function describeDisk(
   frontend: VhostUserFrontend,
   name: string,
-  queues: number,
-  queueSize: number,
+  { num_queues: queues, queue_size: queueSize }: CheckedDisk,
 ): Promise<DeviceProfile> {
   const { features } = frontend.capabilities;
   if (!frontend.hasProtocolFeature(VHOST_USER_PROTOCOL_F_CONFIG)) {

@@ -9,38 +9,24 @@ import {
   VIRTIO_FS_CONFIG_BYTES,
   VIRTIO_FS_F_NOTIFICATION,
   VIRTIO_FS_FIRST_REQUEST_QUEUE,
-  VIRTIO_FS_TAG_BYTES,
 } from '../../../protocol/virtio/fs.ts';
 import type { VhostUserFrontend } from '../../frontend/frontend.ts';
-import type { FsConfig } from '../config.ts';
+import type { CheckedFs } from '../check-config.ts';
 import { VmConfigError } from '../errors.ts';
 import { attach, type DeviceOptions } from './attach.ts';
-import { type DeviceProfile, queueCountOf, queueSizeOf, ringCount, withoutFeatures } from './profile.ts';
+import { type DeviceProfile, ringCount, withoutFeatures } from './profile.ts';
 import type { VhostUserDevice } from './vhost-user-device.ts';
 
-/** Request queues and entries, as in Cloud Hypervisor. */
-const DEFAULT_QUEUES = 1;
-const DEFAULT_QUEUE_SIZE = 1024;
-const MAX_QUEUES = 255;
-
 /** @throws VmConfigError, VmError - see `openDevice` */
-export async function openFs(config: FsConfig, options: DeviceOptions): Promise<VhostUserDevice> {
-  const name = `fs ${config.id ?? config.tag}`;
-  const tag = new TextEncoder().encode(config.tag);
-  if (tag.length === 0 || tag.length > VIRTIO_FS_TAG_BYTES || tag.includes(0)) {
-    throw new VmConfigError(`${name}: tag of ${tag.length} bytes, from 1 to ${VIRTIO_FS_TAG_BYTES} without zeros fit`);
-  }
-  const queues = queueCountOf(name, config.num_queues, DEFAULT_QUEUES, MAX_QUEUES);
-  const queueSize = queueSizeOf(name, config.queue_size, DEFAULT_QUEUE_SIZE);
-  return attach(name, config.socket, options, (frontend) => describeFs(frontend, name, tag, queues, queueSize));
+export async function openFs(config: CheckedFs, options: DeviceOptions): Promise<VhostUserDevice> {
+  const name = `fs ${config.id}`;
+  return attach(name, config.socket, options, (frontend) => describeFs(frontend, name, config));
 }
 
 function describeFs(
   frontend: VhostUserFrontend,
   name: string,
-  tag: Uint8Array,
-  requestQueues: number,
-  queueSize: number,
+  { tag, num_queues: requestQueues, queue_size: queueSize }: CheckedFs,
 ): DeviceProfile {
   const queues = VIRTIO_FS_FIRST_REQUEST_QUEUE + requestQueues;
   // Without MQ nothing is said of rings: the two that every file system has are there.
@@ -51,7 +37,7 @@ function describeFs(
     throw new VmConfigError(`${name}: num_queues is ${requestQueues}, its back end has ${available} request queues`);
   }
   const config = new Uint8Array(VIRTIO_FS_CONFIG_BYTES);
-  config.set(tag, VIRTIO_FS_CONFIG.tag);
+  config.set(new TextEncoder().encode(tag), VIRTIO_FS_CONFIG.tag);
   new DataView(config.buffer).setUint32(VIRTIO_FS_CONFIG.num_request_queues, requestQueues, true);
   return {
     name,

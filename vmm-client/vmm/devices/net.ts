@@ -7,7 +7,6 @@
 import { VHOST_USER_PROTOCOL_F_CONFIG } from '../../../protocol/vhost-user/features.ts';
 import { VIRTIO_ID_NET } from '../../../protocol/virtio/device-ids.ts';
 import {
-  ETHERNET_ADDRESS_BYTES,
   VIRTIO_NET_CONFIG,
   VIRTIO_NET_CONFIG_BYTES,
   VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
@@ -29,24 +28,15 @@ import {
   VIRTIO_NET_F_STANDBY,
   VIRTIO_NET_F_STATUS,
   VIRTIO_NET_F_VQ_NOTF_COAL,
-  VIRTIO_NET_MAX_MTU,
-  VIRTIO_NET_MIN_MTU,
 } from '../../../protocol/virtio/net.ts';
 import { featureMask, hasFeature } from '../../../protocol/virtio/reserved-features.ts';
 import { decodeNetConfig, netConfigBytes } from '../../driver/net-config.ts';
 import type { VhostUserFrontend } from '../../frontend/frontend.ts';
-import type { NetConfig } from '../config.ts';
+import type { CheckedNet } from '../check-config.ts';
 import { VmConfigError } from '../errors.ts';
 import { attach, type DeviceOptions } from './attach.ts';
-import { type DeviceProfile, queueCountOf, queueSizeOf, ringCount, withoutFeatures } from './profile.ts';
+import { type DeviceProfile, ringCount, withoutFeatures } from './profile.ts';
 import type { VhostUserDevice } from './vhost-user-device.ts';
-
-/** Rings and entries, as in Cloud Hypervisor. */
-const DEFAULT_QUEUES = 2;
-const DEFAULT_QUEUE_SIZE = 256;
-const MAX_QUEUES = 254;
-/** Bit of an address's first byte: of a group, not of one interface. Source: IEEE 802. */
-const MULTICAST = 1;
 
 /** These need a control queue (5.1.3.1). */
 const NEED_CONTROL = [
@@ -72,44 +62,18 @@ const NOT_CARRIED = [
   VIRTIO_NET_F_STANDBY,
 ] as const;
 
-interface Overrides {
-  /** Six bytes. */
-  readonly mac: Uint8Array | undefined;
-  readonly mtu: number | undefined;
-}
-
 /** @throws VmConfigError, VmError - see `openDevice` */
-export async function openNet(config: NetConfig, options: DeviceOptions): Promise<VhostUserDevice> {
-  const name = `net ${config.id ?? config.vhost_socket ?? options.socket ?? ''}`.trim();
-  const rings = queueCountOf(name, config.num_queues, DEFAULT_QUEUES, MAX_QUEUES);
-  if (rings % 2 !== 0) throw new VmConfigError(`${name}: num_queues ${rings} is odd, each pair has two rings`);
-  const queueSize = queueSizeOf(name, config.queue_size, DEFAULT_QUEUE_SIZE);
-  const { mtu } = config;
-  if (mtu !== undefined && !(Number.isInteger(mtu) && mtu >= VIRTIO_NET_MIN_MTU && mtu <= VIRTIO_NET_MAX_MTU)) {
-    throw new VmConfigError(`${name}: mtu ${mtu} is not from ${VIRTIO_NET_MIN_MTU} to ${VIRTIO_NET_MAX_MTU}`);
-  }
-  const overrides = { mac: config.mac === undefined ? undefined : parseMac(name, config.mac), mtu };
-  return attach(name, config.vhost_socket, options, (frontend) =>
-    describeNet(frontend, name, rings / 2, queueSize, overrides),
-  );
-}
-
-/** @throws VmConfigError - not six hexadecimal bytes, or an address of many */
-function parseMac(name: string, text: string): Uint8Array {
-  const mac = Uint8Array.from(text.split(':'), (byte) => Number.parseInt(byte, 16));
-  if (!/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i.test(text) || ((mac[0] ?? 1) & MULTICAST) !== 0) {
-    throw new VmConfigError(`${name}: mac ${text} is not the address of one interface, such as 52:54:00:12:34:56`);
-  }
-  return mac;
+export async function openNet(config: CheckedNet, options: DeviceOptions): Promise<VhostUserDevice> {
+  const name = `net ${config.id}`;
+  return attach(name, config.vhost_socket, options, (frontend) => describeNet(frontend, name, config));
 }
 
 async function describeNet(
   frontend: VhostUserFrontend,
   name: string,
-  pairs: number,
-  queueSize: number,
-  overrides: Overrides,
+  { num_queues, queue_size, mac, mtu }: CheckedNet,
 ): Promise<DeviceProfile> {
+  const pairs = num_queues / 2;
   const theirs = frontend.capabilities.features;
   const hasConfig = frontend.hasProtocolFeature(VHOST_USER_PROTOCOL_F_CONFIG);
   const theirPairs = await readPairs(frontend, hasConfig);
@@ -120,19 +84,19 @@ async function describeNet(
   if (pairs > available) {
     const why = hasControl ? '' : ', and no control queue for more';
     const rings = 2 * available;
-    throw new VmConfigError(`${name}: num_queues is ${2 * pairs}, its back end has ${rings}${why}`);
+    throw new VmConfigError(`${name}: num_queues is ${num_queues}, its back end has ${rings}${why}`);
   }
 
   let features = withoutFeatures(theirs, ...NOT_CARRIED);
   if (!hasControl) features = withoutFeatures(features, ...NEED_CONTROL);
   if (!hasConfig) features = withoutFeatures(features, ...NEED_CONFIG);
   if (pairs === 1) features = withoutFeatures(features, VIRTIO_NET_F_MQ);
-  if (overrides.mac !== undefined) features |= featureMask(VIRTIO_NET_F_MAC);
-  if (overrides.mtu !== undefined) features |= featureMask(VIRTIO_NET_F_MTU);
+  if (mac !== undefined) features |= featureMask(VIRTIO_NET_F_MAC);
+  if (mtu !== undefined) features |= featureMask(VIRTIO_NET_F_MTU);
   return {
     name,
     deviceId: VIRTIO_ID_NET,
-    queueSizes: Array.from({ length: 2 * pairs + (hasControl ? 1 : 0) }, () => queueSize),
+    queueSizes: Array.from({ length: 2 * pairs + (hasControl ? 1 : 0) }, () => queue_size),
     features,
     isServed: () => true,
     ringOf: (queue, accepted) =>
@@ -145,7 +109,7 @@ async function describeNet(
         decodeNetConfig(told, theirs);
         config.set(told);
       }
-      return override(config, pairs, overrides);
+      return override(config, pairs, mac, mtu);
     },
     isWritable: () => false,
   };
@@ -158,9 +122,9 @@ async function readPairs(frontend: VhostUserFrontend, hasConfig: boolean): Promi
   return decodeNetConfig(await frontend.readConfig(0, netConfigBytes(features)), features).maxPairs ?? 1;
 }
 
-function override(config: Uint8Array, pairs: number, { mac, mtu }: Overrides): Uint8Array {
+function override(config: Uint8Array, pairs: number, mac: string | undefined, mtu: number | undefined): Uint8Array {
   const view = new DataView(config.buffer);
-  if (mac !== undefined) config.set(mac.subarray(0, ETHERNET_ADDRESS_BYTES), VIRTIO_NET_CONFIG.mac);
+  if (mac !== undefined) config.set(Buffer.from(mac.replaceAll(':', ''), 'hex'), VIRTIO_NET_CONFIG.mac);
   if (mtu !== undefined) view.setUint16(VIRTIO_NET_CONFIG.mtu, mtu, true);
   view.setUint16(VIRTIO_NET_CONFIG.max_virtqueue_pairs, pairs, true);
   return config;

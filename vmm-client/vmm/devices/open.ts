@@ -1,6 +1,6 @@
 /** From a device of the configuration to a device that a transport can carry. */
 
-import type { DiskConfig, FsConfig, NetConfig, VsockConfig } from '../config.ts';
+import type { CheckedDisk, CheckedFs, CheckedNet, CheckedVsock } from '../check-config.ts';
 import type { DeviceOptions } from './attach.ts';
 import { openDisk } from './blk.ts';
 import { openFs } from './fs.ts';
@@ -9,10 +9,10 @@ import type { VhostUserDevice } from './vhost-user-device.ts';
 import { openVsock } from './vsock.ts';
 
 export type DeviceDescription =
-  | { readonly kind: 'disk'; readonly config: DiskConfig }
-  | { readonly kind: 'net'; readonly config: NetConfig }
-  | { readonly kind: 'fs'; readonly config: FsConfig }
-  | { readonly kind: 'vsock'; readonly config: VsockConfig };
+  | { readonly kind: 'disk'; readonly config: CheckedDisk }
+  | { readonly kind: 'net'; readonly config: CheckedNet }
+  | { readonly kind: 'fs'; readonly config: CheckedFs }
+  | { readonly kind: 'vsock'; readonly config: CheckedVsock };
 
 /**
  * Connects to the back end of a device and finds out what it has.

@@ -9,9 +9,7 @@ import {
   VIRTIO_F_ORDER_PLATFORM,
   VIRTIO_F_VERSION_1,
 } from '../../../protocol/virtio/reserved-features.ts';
-import { VIRTQ_MAX_SIZE } from '../../../protocol/virtio/split-ring.ts';
 import type { VhostUserFrontend } from '../../frontend/frontend.ts';
-import { VmConfigError } from '../errors.ts';
 
 export interface DeviceProfile {
   /** For messages, such as `disk _disk0`. */
@@ -56,25 +54,6 @@ export function offeredFeatures(mask: bigint): bigint {
 /** The part of `features` that is left without `bits`. */
 export function withoutFeatures(features: bigint, ...bits: readonly number[]): bigint {
   return features & ~featureMask(...bits);
-}
-
-/** The size of a device's queues in entries. @throws VmConfigError - not one that a split ring can have */
-export function queueSizeOf(name: string, size: number | undefined, fallback: number): number {
-  const entries = size ?? fallback;
-  const isPower = Number.isInteger(entries) && entries > 0 && (entries & (entries - 1)) === 0;
-  if (!isPower || entries > VIRTQ_MAX_SIZE) {
-    throw new VmConfigError(`${name}: queue_size ${entries} is not a power of two up to ${VIRTQ_MAX_SIZE}`);
-  }
-  return entries;
-}
-
-/** The number of a device's queues. @throws VmConfigError - outside the limits */
-export function queueCountOf(name: string, count: number | undefined, fallback: number, most: number): number {
-  const queues = count ?? fallback;
-  if (!Number.isInteger(queues) || queues < 1 || queues > most) {
-    throw new VmConfigError(`${name}: num_queues ${queues} is not from 1 to ${most}`);
-  }
-  return queues;
 }
 
 /** @throws RangeError - the back end is of a time before VERSION_1 */

@@ -8,32 +8,22 @@ import { VIRTIO_ID_VSOCK } from '../../../protocol/virtio/device-ids.ts';
 import {
   VIRTIO_VSOCK_CONFIG_BYTES,
   VIRTIO_VSOCK_EVENT_QUEUE,
-  VIRTIO_VSOCK_MAX_CID,
-  VIRTIO_VSOCK_MIN_CID,
   VIRTIO_VSOCK_QUEUES,
 } from '../../../protocol/virtio/vsock.ts';
 import type { VhostUserFrontend } from '../../frontend/frontend.ts';
-import type { VsockConfig } from '../config.ts';
+import type { CheckedVsock } from '../check-config.ts';
 import { VmConfigError } from '../errors.ts';
 import { attach, type DeviceOptions } from './attach.ts';
-import { type DeviceProfile, queueSizeOf, ringCount } from './profile.ts';
+import { type DeviceProfile, ringCount } from './profile.ts';
 import type { VhostUserDevice } from './vhost-user-device.ts';
 
-/** As in Cloud Hypervisor. */
-const DEFAULT_QUEUE_SIZE = 128;
-
 /** @throws VmConfigError, VmError - see `openDevice` */
-export async function openVsock(config: VsockConfig, options: DeviceOptions): Promise<VhostUserDevice> {
-  const { cid } = config;
-  const name = `vsock ${config.id ?? config.socket}`;
-  if (!Number.isInteger(cid) || cid < VIRTIO_VSOCK_MIN_CID || cid > VIRTIO_VSOCK_MAX_CID) {
-    throw new VmConfigError(`${name}: cid ${cid} is not from ${VIRTIO_VSOCK_MIN_CID} to ${VIRTIO_VSOCK_MAX_CID}`);
-  }
-  const queueSize = queueSizeOf(name, config.queue_size, DEFAULT_QUEUE_SIZE);
-  return attach(name, config.socket, options, (frontend) => describeVsock(frontend, name, cid, queueSize));
+export async function openVsock(config: CheckedVsock, options: DeviceOptions): Promise<VhostUserDevice> {
+  const name = `vsock ${config.id}`;
+  return attach(name, config.socket, options, (frontend) => describeVsock(frontend, name, config));
 }
 
-function describeVsock(frontend: VhostUserFrontend, name: string, cid: number, queueSize: number): DeviceProfile {
+function describeVsock(frontend: VhostUserFrontend, name: string, { cid, queue_size }: CheckedVsock): DeviceProfile {
   // Without MQ nothing is said of rings: the two that carry data are what every back end has.
   const rings = frontend.capabilities.queueCount === undefined ? VIRTIO_VSOCK_EVENT_QUEUE : ringCount(frontend);
   if (rings < VIRTIO_VSOCK_EVENT_QUEUE) {
@@ -42,7 +32,7 @@ function describeVsock(frontend: VhostUserFrontend, name: string, cid: number, q
   return {
     name,
     deviceId: VIRTIO_ID_VSOCK,
-    queueSizes: Array.from({ length: VIRTIO_VSOCK_QUEUES }, () => queueSize),
+    queueSizes: Array.from({ length: VIRTIO_VSOCK_QUEUES }, () => queue_size),
     features: frontend.capabilities.features,
     isServed: (queue) => queue < rings,
     ringOf: (queue) => queue,

@@ -36,6 +36,12 @@ pvh_start:
     movl $BOOT_PVH, %ebp
 enter_long_mode:
     cli
+#ifdef FIRST_BYTE
+    /* For who measures the time to here. The report's first line comes after memory was cleared. */
+    movw $0x3f8, %dx
+    movb $'\n', %al
+    outb %al, %dx
+#endif
     cld
     lgdt gdt_pointer
     movl $DATA, %eax

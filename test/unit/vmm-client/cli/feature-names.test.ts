@@ -33,6 +33,7 @@ describe('guessDevice', () => {
     ['a network device with bits of late', featureMask(1, 54, 55, 32), 256, 'net'],
     ['passt', featureMask(15, 30, 32), 0, 'net'],
     ['a socket device', featureMask(1, 28, 29, 30, 32), 8, 'vsock'],
+    ['a socket device that reads zeroes beyond its fields', featureMask(0, 1, 2, 28, 29, 30, 32), 256, 'vsock'],
     ['a file system', featureMask(28, 29, 30, 32), 40, 'unknown'],
   ])('of %s', (_name, features, configLength, device) => {
     expect(guessDevice(features, configLength)).toBe(device);

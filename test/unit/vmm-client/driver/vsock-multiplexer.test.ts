@@ -173,6 +173,25 @@ describe('sending', () => {
     expect(connection.send(bytes(10_000), 0, 10_000)).toBe(3 * PAYLOAD);
   });
 
+  it('gives slots in turn to those who wait for them', () => {
+    const all = [open(), open(), open()];
+    const data = bytes(10_000);
+    all[0]!.connection.send(data, 0, 6 * PAYLOAD);
+    const turns: number[] = [];
+    for (const [i, { connection, recorder }] of all.entries()) {
+      recorder.onWritable = () => {
+        turns.push(i);
+        connection.send(data, 0, 10_000);
+      };
+      expect(connection.send(data, 0, 10_000)).toBe(0);
+    }
+    for (let round = 0; round < 6; round++) {
+      device.sent(2);
+      mux.poll(16);
+    }
+    expect(turns).toEqual([0, 1, 2, 0, 1, 2]);
+  });
+
   it('ends a connection whose other side has read more than was sent', () => {
     const { connection, request, recorder } = open();
     connection.send(bytes(10), 0, 10);

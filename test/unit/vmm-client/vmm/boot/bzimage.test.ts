@@ -1,15 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { loadKernel } from '../../../../../vmm-client/vmm/boot/kernel.ts';
 import { VmConfigError } from '../../../../../vmm-client/vmm/errors.ts';
-import {
-  type BzImageOptions,
-  bootOptions,
-  bytesAt,
-  bzImage,
-  MiB,
-  machineOf,
-  viewAt,
-} from '../../../../support/vm/kernel-files.ts';
+import { type BzImageOptions, bootOptions, bytesAt, bzImage, MiB, machineOf, viewAt } from './kernel-files.ts';
 
 const CODE = Array.from({ length: 2048 }, (_, index) => index & 0xff);
 

@@ -14,7 +14,7 @@ import {
   note,
   viewAt,
   XEN,
-} from '../../../../support/vm/kernel-files.ts';
+} from './kernel-files.ts';
 
 const CODE = Array.from({ length: 16 }, (_, index) => index + 1);
 

@@ -18,7 +18,7 @@ import {
   note,
   viewAt,
   XEN,
-} from '../../../../support/vm/kernel-files.ts';
+} from './kernel-files.ts';
 
 const PVH = elfWithNotes(note(18, XEN, [8, 0, 0x20, 0]));
 const BIG = [

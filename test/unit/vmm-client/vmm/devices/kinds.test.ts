@@ -2,25 +2,26 @@ import { describe, expect, it } from 'vitest';
 import type { DiskConfig, FsConfig, NetConfig, VsockConfig } from '../../../../../vmm-client/vmm/config.ts';
 import { VmConfigError, VmError } from '../../../../../vmm-client/vmm/errors.ts';
 import { DeviceBench, mask, PROTOCOL, PROTOCOL_WITHOUT_CONFIG } from './bench.ts';
+import { checkedDisk, checkedFs, checkedNet, checkedVsock } from './checked.ts';
 
 const bench = new DeviceBench();
 
 const disk =
   (config: DiskConfig = {}) =>
   (socket: string) =>
-    ({ kind: 'disk', config: { id: 'd', vhost_socket: socket, ...config } }) as const;
+    ({ kind: 'disk', config: checkedDisk({ id: 'd', vhost_socket: socket, ...config }) }) as const;
 const net =
   (config: NetConfig = {}) =>
   (socket: string) =>
-    ({ kind: 'net', config: { id: 'n', vhost_socket: socket, ...config } }) as const;
+    ({ kind: 'net', config: checkedNet({ id: 'n', vhost_socket: socket, ...config }) }) as const;
 const fs =
   (config: Partial<FsConfig> = {}) =>
   (socket: string) =>
-    ({ kind: 'fs', config: { id: 'f', socket, tag: 'share', ...config } }) as const;
+    ({ kind: 'fs', config: checkedFs({ id: 'f', socket, tag: 'share', ...config }) }) as const;
 const vsock =
   (config: Partial<VsockConfig> = {}) =>
   (socket: string) =>
-    ({ kind: 'vsock', config: { id: 'v', socket, cid: 3, ...config } }) as const;
+    ({ kind: 'vsock', config: checkedVsock({ id: 'v', socket, cid: 3, ...config }) }) as const;
 
 /** 96 bytes: 2048 sectors, 4 queues. */
 const BLK_CONFIG = new Uint8Array(96);
@@ -50,7 +51,7 @@ describe('features', () => {
 describe('a socket', () => {
   it('at which nobody listens is named', async () => {
     const error = await bench
-      .open(BLK, () => ({ kind: 'disk', config: { id: 'd', vhost_socket: '/nowhere/at/all' } }))
+      .open(BLK, () => ({ kind: 'disk', config: checkedDisk({ id: 'd', vhost_socket: '/nowhere/at/all' }) }))
       .catch((reason) => reason);
     expect(error).toBeInstanceOf(VmError);
     expect(error.message).toBe(
@@ -59,13 +60,13 @@ describe('a socket', () => {
   });
 
   it('comes from the options where the VMM started the back end', async () => {
-    const path = { kind: 'disk', config: { id: 'd', path: '/disk' } } as const;
+    const path = { kind: 'disk', config: checkedDisk({ id: 'd', path: '/disk' }) } as const;
     const device = await bench.open(BLK, () => path, { socket: bench.socket });
     expect(device.deviceId).toBe(2);
   });
 
   it('is needed', async () => {
-    const error = await bench.complaint(BLK, () => ({ kind: 'disk', config: { id: 'd' } }));
+    const error = await bench.complaint(BLK, () => ({ kind: 'disk', config: checkedDisk({ id: 'd', path: '/disk' }) }));
     expect(error).toBeInstanceOf(VmConfigError);
   });
 });
@@ -119,9 +120,6 @@ describe('a disk', () => {
     ['an end in the negotiation', { dieAt: ['GET_FEATURES'] }, {}, 'instead of answering GET_FEATURES'],
     ['no answer', { ignore: ['GET_FEATURES'] }, {}, 'did not answer GET_FEATURES within 500 ms'],
     ['another answer', { mislabel: ['GET_CONFIG'] }, {}, 'the answer to GET_CONFIG was expected'],
-    ['a queue size of no power', {}, { queue_size: 100 }, 'queue_size 100 is not a power of two up to 32768'],
-    ['too many entries', {}, { queue_size: 65536 }, 'queue_size 65536 is not a power of two up to 32768'],
-    ['no queue', {}, { num_queues: 0 }, 'num_queues 0 is not from 1 to 256'],
   ])('is not opened with %s', async (_, script, config, message) => {
     const error = await bench.complaint({ ...BLK, ...script }, disk(config));
     expect(error.message).toContain(message);
@@ -178,7 +176,6 @@ describe('a network', () => {
   });
 
   it.each([
-    ['an odd number of queues', {}, { num_queues: 3 }, 'num_queues 3 is odd'],
     ['more pairs than there are', {}, { num_queues: 6 }, 'num_queues is 6, its back end has 4'],
     [
       'pairs without a control queue',
@@ -189,9 +186,6 @@ describe('a network', () => {
     ['no queues', { queueCount: 0n }, {}, 'says it has no queues'],
     ['a configuration too short', { config: new Uint8Array(6) }, {}, 'refuses to read 12 bytes of configuration'],
     ['no pairs', { config: new Uint8Array(12) }, {}, 'max_virtqueue_pairs is 0'],
-    ['a MAC of many', {}, { mac: '01:00:5e:00:00:01' }, 'mac 01:00:5e:00:00:01 is not'],
-    ['a MAC that is none', {}, { mac: '52:54:00:12:34' }, 'mac 52:54:00:12:34 is not'],
-    ['a small MTU', {}, { mtu: 67 }, 'mtu 67 is not from 68 to 65535'],
   ])('is not opened with %s', async (_, script, config, message) => {
     const error = await bench.complaint({ ...NET, ...script }, net(config));
     expect(error.message).toContain(message);
@@ -203,9 +197,9 @@ describe('a socket device', () => {
   const CID_3 = Uint8Array.from([3, 0, 0, 0, 0, 0, 0, 0]);
   const VSOCK = { features: mask(0, 30, 32), protocolFeatures: PROTOCOL, config: CID_3, queueCount: 3n };
 
-  it('has three queues of 128 and the configured context id', async () => {
+  it('has three queues of 256 and the configured context id', async () => {
     const device = await bench.open(VSOCK, vsock());
-    expect([device.deviceId, device.queueSizes, [...device.config]]).toEqual([19, [128, 128, 128], [...CID_3]]);
+    expect([device.deviceId, device.queueSizes, [...device.config]]).toEqual([19, [256, 256, 256], [...CID_3]]);
   });
 
   it('has its configuration from the VMM where the back end has none', async () => {
@@ -216,7 +210,6 @@ describe('a socket device', () => {
 
   it.each([
     ['another context id', {}, { cid: 4 }, 'cid is 4, its back end serves cid 3'],
-    ['a reserved context id', {}, { cid: 2 }, 'cid 2 is not from 3 to 4294967294'],
     ['one queue', { queueCount: 1n }, {}, 'says it has 1 queue, a socket device has 2'],
   ])('is not opened with %s', async (_, script, config, message) => {
     const error = await bench.complaint({ ...VSOCK, ...script }, vsock(config));
@@ -239,8 +232,8 @@ describe('a file system', () => {
 
   it.each([
     ['more request queues than there are', { num_queues: 2 }, 'num_queues is 2, its back end has 1 request queues'],
-    ['no tag', { tag: '' }, 'tag of 0 bytes'],
-    ['a tag of more than 36 bytes', { tag: 'ü'.repeat(19) }, 'tag of 38 bytes'],
+    ['no tag', { tag: '' }, 'tag is empty'],
+    ['a tag of more than 36 bytes', { tag: 'ü'.repeat(19) }, 'tag is 38 bytes long'],
   ])('is not opened with %s', async (_, config, message) => {
     const error = await bench.complaint(FS, fs(config));
     expect(error).toBeInstanceOf(VmConfigError);

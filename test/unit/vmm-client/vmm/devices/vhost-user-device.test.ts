@@ -3,6 +3,7 @@ import { takeEvent } from '../../../../support/frontend/descriptors.ts';
 import { eventually } from '../../../../support/frontend/process-probe.ts';
 import type { Script } from '../../frontend/scripted-backend.ts';
 import { DeviceBench, mask, PROTOCOL } from './bench.ts';
+import { checkedDisk, checkedNet, checkedVsock } from './checked.ts';
 
 const bench = new DeviceBench();
 
@@ -25,7 +26,7 @@ const HAND_OVER = ['SET_FEATURES', 'SET_MEM_TABLE+1', 'GET_INFLIGHT_FD', 'SET_IN
 const plug = async (script: Partial<Script> = {}) => {
   const device = await bench.open({ ...BLK, ...script }, (socket) => ({
     kind: 'disk',
-    config: { id: 'd', vhost_socket: socket },
+    config: checkedDisk({ id: 'd', vhost_socket: socket }),
   }));
   const { guest, transport } = bench.plug(device);
   const backend = bench.backend!;
@@ -195,7 +196,8 @@ it('gives one queue up', async () => {
 it('does not hand over a queue that the back end has no ring for', async () => {
   const script = { features: mask(30, 32), protocolFeatures: mask(0, 3), queueCount: 2n };
   const queueSizes = [64, 64, 64];
-  const description = (socket: string) => ({ kind: 'vsock', config: { socket, cid: 3 } }) as const;
+  const description = (socket: string) =>
+    ({ kind: 'vsock', config: checkedVsock({ id: 'v', socket, cid: 3 }) }) as const;
   const { guest } = bench.plug(await bench.open(script, description, {}, { queueSizes }));
   expect(await guest.start()).toBe(15);
   expect(bench.backend?.log.filter((name) => name === 'SET_VRING_KICK+1').length).toBe(2);
@@ -206,7 +208,7 @@ it('gives the control queue the ring that the back end has it at', async () => {
   const script = { features: mask(5, 16, 17, 22, 30, 32), protocolFeatures: PROTOCOL, queueCount: 9n, config };
   const queueSizes = [64, 64, 64, 64, 64];
   const description = (socket: string) =>
-    ({ kind: 'net', config: { vhost_socket: socket, num_queues: 4, queue_size: 64 } }) as const;
+    ({ kind: 'net', config: checkedNet({ id: 'n', vhost_socket: socket, num_queues: 4, queue_size: 64 }) }) as const;
   const { guest } = bench.plug(await bench.open(script, description, {}, { queueSizes }));
   expect(await guest.start(mask(17, 22))).toBe(15);
   expect(bench.backend?.last.get('SET_VRING_NUM')).toEqual({ index: 8, num: 64 });

@@ -4,9 +4,9 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach } from 'vitest';
-import { GuestMemory } from '../../../protocol/memory/guest-memory.ts';
-import type { KernelOptions } from '../../../vmm-client/vmm/boot/kernel.ts';
-import { createMemfd } from '../frontend/descriptors.ts';
+import { GuestMemory } from '../../../../../protocol/memory/guest-memory.ts';
+import type { KernelOptions } from '../../../../../vmm-client/vmm/boot/kernel.ts';
+import { createMemfd } from '../../../../support/frontend/descriptors.ts';
 
 export const MiB = 2 ** 20;
 export const GiB = 2 ** 30;

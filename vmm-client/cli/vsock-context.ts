@@ -1,0 +1,30 @@
+/** How the `vsock` commands get at a socket device. */
+
+import { VsockDriver } from '../driver/vsock-driver.ts';
+import type { VsockDriverOptions } from '../driver/vsock-setup.ts';
+import type { VhostUserFrontend } from '../frontend/frontend.ts';
+import { type CliContext, withDriver } from './context.ts';
+
+/** Options of every `vsock` command. */
+export interface VsockOptions {
+  readonly timeout: number;
+  readonly reconnect: number;
+  readonly queueSize: number;
+  /** Bytes that a connection keeps of what has come and nobody has read. */
+  readonly buffer: number;
+  /** Where the back end does not tell it. */
+  readonly guestCid?: number;
+}
+
+/** Runs `use` with a driver of the device at `socket`, closed afterwards in every case. */
+export function withVsock<T>(
+  context: CliContext,
+  socket: string,
+  options: VsockOptions,
+  driverOptions: VsockDriverOptions,
+  use: (driver: VsockDriver) => Promise<T>,
+): Promise<T> {
+  const { queueSize, timeout: timeoutMs, buffer: bufferBytes, guestCid } = options;
+  const all = { queueSize, timeoutMs, bufferBytes, ...(guestCid !== undefined && { guestCid }), ...driverOptions };
+  return withDriver(context, socket, options, (frontend: VhostUserFrontend) => VsockDriver.open(frontend, all), use);
+}
