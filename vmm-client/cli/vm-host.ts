@@ -62,7 +62,8 @@ export async function hostVmm(
   const serveApi = async (): Promise<void> => {
     if (apiSocket === undefined) return;
     const { ApiServer } = await import('../api/server.ts');
-    api = await ApiServer.listen({ path: apiSocket, control: vmm, log, version });
+    // A VMM that has its machine already will hardly be sent another one to check.
+    api = await ApiServer.listen({ path: apiSocket, control: vmm, log, version, compileSchemas: !endsWithGuest });
   };
   const forget = onExit(() => {
     vmm.abandon();
