@@ -17,7 +17,7 @@ async function open(options: VsockOptions, log: Logger): Promise<readonly Servic
       const device = new VsockDevice(guest, options.limits, switchboard, own);
       const { socketPath } = guest;
       services.push({ device, options: socketPath === undefined ? options : { ...options, socketPath }, log: own });
-      own.info({ cid: guest.guestCid, uds: guest.udsPath }, `serving guest ${guest.guestCid} at ${guest.udsPath}`);
+      own.info({ uds: guest.udsPath }, `serving guest ${guest.guestCid} at ${guest.udsPath}`);
     }
   } catch (error) {
     for (const { device } of services) device.close();

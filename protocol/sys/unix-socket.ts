@@ -206,16 +206,17 @@ export class UnixListener {
   }
 
   /**
-   * Listens at `path`. A socket file that nobody listens on is replaced; a live one is refused.
+   * Listens at `path`; up to `backlog` connections wait to be accepted. A socket file that nobody listens on is replaced; a
+   * live one is refused.
    * @throws SysError - EADDRINUSE: another process listens there, or the file is not a socket
    */
-  static listen(path: string, type: number = SOCK_STREAM): UnixListener {
+  static listen(path: string, type: number = SOCK_STREAM, backlog = BACKLOG): UnixListener {
     removeStaleSocket(path, type);
     const length = encodeAddress(path);
     const socket = createSocket(type);
     try {
       checked(libc.bind(socket.fd, address.address, length), 'bind', path);
-      checked(libc.listen(socket.fd, BACKLOG), 'listen', path);
+      checked(libc.listen(socket.fd, backlog), 'listen', path);
     } catch (error) {
       socket.close();
       throw error;

@@ -309,14 +309,19 @@ describe('limits', () => {
     await expectUnharmed();
   });
 
-  it('of half-open connections: the host is refused beyond', async () => {
+  it('of half-open connections: the guest is refused beyond, and the host waits', async () => {
     await start(['--max-half-open=2', '--connect-timeout=60000']);
     const waiting = [await HostStream.dial(cleanup, daemon.uds, 1), await HostStream.dial(cleanup, daemon.uds, 2)];
     const requests = [await guest.receiveAt(1), await guest.receiveAt(2)];
     const third = await HostStream.dial(cleanup, daemon.uds, 3);
-    await third.waitForEnd();
+    await guest.send({ op: OP.REQUEST, srcPort: 5, dstPort: 2000 });
+    expect((await guest.receiveAt(5)).op).toBe(OP.RST);
+    expect(guest.inbox).toEqual([]);
     for (const host of waiting) host.destroy();
     for (const { dstPort } of requests) expect((await guest.receiveAt(dstPort)).op).toBe(OP.RST);
+    const socket = await GuestSocket.accept(guest, 3);
+    expect(await third.readLine()).toBe(`OK ${socket.peerPort}`);
+    await socket.send(OP.RST);
     await expectUnharmed();
   });
 

@@ -68,7 +68,7 @@ describeWithPeers([...qemuPeers, ...fileSystemPeers], 'QEMU q35, vhost-user-blk-
       await guest.plugDisk(`plugged${round}`, plugged.socket, 'slot1');
       await guest.waitUntil('[ -b /dev/vdb ]');
       const written = await writeRandomFile(guest, '/dev/vdb', 4);
-      await guest.unplugDisk(`plugged${round}`);
+      await guest.unplug(`plugged${round}`);
       await guest.waitUntil('[ ! -e /dev/vdb ]');
       expect(randomFileInImage(plugged.image)).toBe(written);
       await expect.poll(() => plugged.fdCount(), { timeout: 5_000 }).toBe(pluggedFds);
@@ -83,7 +83,7 @@ describeWithPeers([...qemuPeers, ...fileSystemPeers], 'QEMU q35, vhost-user-blk-
       await guest.plugDisk(`dialling${round}`, dialling.socket, 'slot1', true);
       await guest.waitUntil('[ -b /dev/vdb ]');
       const written = await writeRandomFile(guest, '/dev/vdb', 2);
-      await guest.unplugDisk(`dialling${round}`);
+      await guest.unplug(`dialling${round}`);
       expect(randomFileInImage(image)).toBe(written);
     }
     expect(await dialling.sigterm()).toEqual({ code: 0, signal: null });

@@ -11,19 +11,20 @@ import { buildInitramfs } from '../support/guest/initramfs.ts';
 import { type KvmHost, RINGSIDE, shellWords } from '../support/guest/kvm-host.ts';
 import { kvmHostPeers, openKvmHost } from '../support/guest/open-kvm-host.ts';
 import { vmlinuxPath } from '../support/guest/vmlinux.ts';
-import { describeWithPeers, peerPath } from '../support/peers.ts';
+import { describeWithPeers, peerPath, projectDirectory } from '../support/peers.ts';
+import { socketPeers, socketPrograms, startInGuest, vsockPeerProgram } from '../support/vsock/traffic.ts';
 
 const CMDLINE = 'console=ttyS0 quiet loglevel=2 panic=-1 mitigations=off random.trust_cpu=on';
 const BOOT_DEADLINE_MS = 90_000;
 /** On an emulated machine each test takes half a minute. `scripts/test --kvm` runs them all. */
 const itAtLength = it.runIf(process.env.RINGSIDE_TEST_KVM !== undefined);
-const VIRTIOFSD_DEADLINE_S = 20;
+const DAEMON_DEADLINE_S = 20;
 
 /** The directory that virtiofsd was unpacked to, with its libraries. */
 const virtiofsdRoot = (): string => join(dirname(peerPath('virtiofsd')), '../..');
 
 describeWithPeers(
-  [...kvmHostPeers, 'debugfs', 'e2fsck', 'lz4', 'virtiofsd'],
+  [...kvmHostPeers, ...socketPeers, 'debugfs', 'e2fsck', 'lz4', 'virtiofsd'],
   "Debian's kernel in ringside vm run, up to user space",
   () => {
     const cleanup = cleanupAfterAll();
@@ -36,11 +37,13 @@ describeWithPeers(
         modules: peerPath('cloud kernel modules'),
         network: true,
         sharedFileSystem: true,
-        programs: fileSystemPrograms,
+        sockets: true,
+        programs: [...fileSystemPrograms, ...socketPrograms],
+        staticPrograms: [vsockPeerProgram()],
       });
       host = await openKvmHost(cleanup, {
-        programs: ['debugfs', 'e2fsck'],
-        files: [initramfs, peerPath('cloud kernel'), vmlinuxPath(), virtiofsdRoot()],
+        programs: ['debugfs', 'e2fsck', ...socketPrograms],
+        files: [initramfs, peerPath('cloud kernel'), vmlinuxPath(), virtiofsdRoot(), vsockPeerProgram()],
         modules: ['tun'],
       });
       directory = await host.directory();
@@ -129,7 +132,7 @@ describeWithPeers(
       const pid = await host.run(`mkdir ${shared}; echo from the host >${shared}/there
         ${shellWords([...loader, peerPath('virtiofsd'), ...options])} >${socket}.log 2>&1 &
         echo $!
-        for i in $(seq ${VIRTIOFSD_DEADLINE_S * 10}); do [ -S ${socket} ] && exit; usleep 100000; done
+        for i in $(seq ${DAEMON_DEADLINE_S * 10}); do [ -S ${socket} ] && exit; usleep 100000; done
         cat ${socket}.log; exit 1`);
       // It ends with its connection, if there ever was one.
       cleanup.add(() => host.run(`kill ${pid} 2>/dev/null || :`));
@@ -137,6 +140,54 @@ describeWithPeers(
       expect(await guest.run('mount -t virtiofs shared /mnt; cat /mnt/there')).toBe('from the host');
       const written = await guest.run('head -c 1000000 /dev/urandom >/mnt/here; sha256sum </mnt/here; umount /mnt');
       expect(await host.run(`sha256sum <${shared}/here`)).toBe(written);
+      await guest.powerOff(60_000);
+    });
+
+    itAtLength('has sockets to the host and from it, and has them again when their daemon was killed', async () => {
+      const socket = join(directory, 'vsock');
+      const uds = join(directory, 'v');
+      const start = async (): Promise<string> => {
+        const options = [`--socket-path=${socket}`, '--guest-cid=9', `--uds-path=${uds}`];
+        const daemon = [process.execPath, join(projectDirectory, 'dist/backends/vsock/main.js'), ...options];
+        return host.run(`${shellWords(daemon)} >${socket}.log 2>&1 &
+          echo $!
+          for i in $(seq ${DAEMON_DEADLINE_S * 10}); do
+            grep -q 'listening on' ${socket}.log && exit
+            usleep 100000
+          done
+          cat ${socket}.log; exit 1`);
+      };
+      let daemon = await start();
+      cleanup.add(() => host.run(`kill ${daemon} 2>/dev/null || :`));
+      const guest = await boot(vmlinuxPath(), '--vsock', `cid=9,socket=${socket}`);
+      await host.run(
+        `${shellWords([vsockPeerProgram()])} echo stream unix:${uds}_5000 >/dev/null 2>&1 & echo $! >${uds}.pid`,
+      );
+      cleanup.add(() => host.run(`kill $(cat ${uds}.pid)`));
+      await startInGuest(guest, '/usr/bin/vsock-peer echo stream vsock:4294967295:5001');
+      const use = async (): Promise<void> => {
+        const done = 'exchanged 5000 bytes on 20 connections';
+        expect(await guest.run('/usr/bin/vsock-peer exchange vsock:2:5000 20 5000')).toBe(done);
+        const words = shellWords([vsockPeerProgram(), 'exchange', `hybrid:5001:${uds}`, '20', '5000']);
+        expect(await host.run(words)).toBe(done);
+      };
+      await use();
+
+      await host.run(`(socat -u UNIX-LISTEN:${uds}_5002 - | sha256sum >${uds}.sum) >/dev/null 2>&1 &
+        for i in $(seq 100); do [ -S ${uds}_5002 ] && exit; usleep 100000; done; exit 1`);
+      const sum = await guest.run(`dd if=/dev/urandom of=/tmp/random bs=1M count=8 2>/dev/null; sha256sum </tmp/random
+        /usr/bin/socat -u -b 65536 OPEN:/tmp/random VSOCK-CONNECT:2:5002`);
+      expect(
+        await host.run(`for i in $(seq 100); do [ -s ${uds}.sum ] && break; usleep 100000; done; cat ${uds}.sum`),
+      ).toBe(sum);
+
+      await guest.run('/usr/bin/socat -d -d -u VSOCK-CONNECT:2:5000 - >/tmp/open 2>&1 &');
+      await guest.waitUntil('grep -q "starting data transfer" /tmp/open');
+      await host.run(`kill -9 ${daemon}`);
+      daemon = await start();
+      // TRANSPORT_RESET ends it: ENOTCONN.
+      await guest.waitUntil('grep -q "E read.*: Transport endpoint is not connected" /tmp/open');
+      await use();
       await guest.powerOff(60_000);
     });
   },

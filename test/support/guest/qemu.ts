@@ -36,6 +36,8 @@ export interface QemuOptions {
   readonly interfaces?: readonly QemuInterface[];
   /** Socket of a vhost-user-vsock back end, on q35. */
   readonly vsockSocket?: string;
+  /** Modules for a socket device that is plugged in later. */
+  readonly vsockModules?: boolean;
   /** Paths of more programs, static ones. */
   readonly staticPrograms?: readonly string[];
   readonly programs?: readonly PeerName[];
@@ -81,8 +83,8 @@ export class QemuGuest extends Guest {
     });
   }
 
-  /** Takes a disk out again and waits until the guest has let go of it. */
-  async unplugDisk(id: string, deadlineMs = 30_000): Promise<void> {
+  /** Takes a disk or a socket device out again and waits until the guest has let go of it. */
+  async unplug(id: string, deadlineMs = 30_000): Promise<void> {
     await this.qmp.execute('device_del', { id });
     await this.qmp.waitForEvent(({ event, data }) => event === 'DEVICE_DELETED' && data.device === id, deadlineMs);
     await this.qmp.execute('chardev-remove', { id: `${id}-socket` });
@@ -116,6 +118,15 @@ export class QemuGuest extends Guest {
     await this.qmp.execute('netdev_del', { id });
   }
 
+  /** Adds a socket device to a free root port. */
+  async plugSockets(id: string, socket: string, bus: string): Promise<void> {
+    await this.qmp.execute('chardev-add', {
+      id: `${id}-socket`,
+      backend: { type: 'socket', data: { addr: { type: 'unix', data: { path: socket } }, server: false } },
+    });
+    await this.qmp.execute('device_add', { driver: 'vhost-user-vsock-pci', id, chardev: `${id}-socket`, bus });
+  }
+
   /** Adds memory that back ends can map: the front end has to tell them of a new region. */
   async plugMemory(id: string, sizeBytes: number): Promise<void> {
     await this.qmp.execute('object-add', {
@@ -136,7 +147,7 @@ export const bootQemu = async (cleanup: Cleanup, options: QemuOptions): Promise<
   const initramfs = buildInitramfs({
     modules: peerPath('cloud kernel modules'),
     network: options.interfaces !== undefined,
-    sockets: options.vsockSocket !== undefined,
+    sockets: options.vsockModules ?? options.vsockSocket !== undefined,
     ...(options.programs && { programs: options.programs }),
     ...(options.staticPrograms && { staticPrograms: options.staticPrograms }),
   });
@@ -192,8 +203,9 @@ const interfaceArguments = (nic: QemuInterface, index: number): string[] => {
   ];
 };
 
+/** Without `reconnect`: this device of QEMU does not wait for a connection, and does not set one up again. */
 const vsockArguments = (socket: string): string[] => [
-  ...['-chardev', `socket,id=vsock-socket,path=${socket},reconnect=1`],
+  ...['-chardev', `socket,id=vsock-socket,path=${socket}`],
   ...['-device', 'vhost-user-vsock-pci,id=vsock,chardev=vsock-socket'],
 ];
 

@@ -11,6 +11,7 @@ void job_echo(void);
 void job_exits(void);
 void job_net(void);
 void job_fs(void);
+void job_vsock(void);
 void job_hostile(void);
 
 #endif

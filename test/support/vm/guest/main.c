@@ -145,7 +145,7 @@ static const struct {
     {"info", job_info},     {"memory", job_memory}, {"serial", job_serial}, {"echo", job_echo},
     {"blk", job_blk},       {"boots", job_boots},   {"resize", job_resize}, {"kicks", job_kicks},
     {"load", job_load},     {"bench", job_bench},   {"smp", job_smp},       {"net", job_net},
-    {"fs", job_fs},         {"hostile", job_hostile},
+    {"fs", job_fs},         {"vsock", job_vsock},   {"hostile", job_hostile},
     {"cpus", job_cpus},     {"race", job_race},     {"exits", job_exits},
 };
 

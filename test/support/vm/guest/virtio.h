@@ -38,6 +38,7 @@
 
 #define DEVICE_NET 1
 #define DEVICE_BLK 2
+#define DEVICE_VSOCK 19
 #define DEVICE_FS 26
 
 #define FEATURE_INDIRECT (1ull << 28)
