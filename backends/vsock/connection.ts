@@ -71,8 +71,9 @@ export class Connection implements Address, EpollTarget, Timed {
   /** A message of the host that goes to the guest in several packets. */
   message: SeqpacketMessage | undefined;
   deadline = 0;
-  /** In the list of those that have something for the guest, and the next in it. */
+  /** In the list of those that have something for the guest, and its neighbours there. */
   isReady = false;
+  previousReady: Connection | undefined;
   nextReady: Connection | undefined;
   /** The next with the same hash. */
   nextInBucket: Connection | undefined;

@@ -27,8 +27,10 @@ export const SEQPACKET_SUFFIX = '.seqpacket';
 /** Ports of our end: like those of other implementations, and far from what programs choose. */
 const FIRST_HOST_PORT = 0x4000_0000;
 const LAST_HOST_PORT = 0x7fff_ffff;
-/** Until a listener whose backlog is full, or a process without free descriptors, is tried again. */
+/** Until a listener whose backlog is full is tried again, or programs are let in that too many others were before. */
 const RETRY_MS = 20;
+/** Programs of the host that are let in before others have their turn: they may come faster than they are refused. */
+const ACCEPT_LOT = 64;
 
 /** Tells the host's program that it is connected. */
 class HostOpener implements Opener {
@@ -57,6 +59,8 @@ export class HostSide implements GreetingOwner {
   #retryTimer: NodeJS.Timeout | undefined;
   #muxer: Muxer | undefined;
   #nextPort = FIRST_HOST_PORT;
+  /** The last one could not be let in for lack of descriptors, which was said. */
+  #isShort = false;
 
   constructor(path: string, epoll: Epoll, deadlines: Deadlines, log: Logger) {
     this.#path = path;
@@ -69,38 +73,53 @@ export class HostSide implements GreetingOwner {
   listen(muxer: Muxer): void {
     this.#muxer = muxer;
     try {
-      this.#listen(this.#path, SOCK_STREAM, VIRTIO_VSOCK_TYPE_STREAM);
-      this.#listen(`${this.#path}${SEQPACKET_SUFFIX}`, SOCK_SEQPACKET, VIRTIO_VSOCK_TYPE_SEQPACKET);
+      const { maxConnections } = muxer.limits;
+      this.#listen(this.#path, SOCK_STREAM, VIRTIO_VSOCK_TYPE_STREAM, maxConnections);
+      this.#listen(`${this.#path}${SEQPACKET_SUFFIX}`, SOCK_SEQPACKET, VIRTIO_VSOCK_TYPE_SEQPACKET, maxConnections);
     } catch (error) {
       this.close();
       throw error;
     }
   }
 
-  #listen(path: string, socketType: number, type: number): void {
-    const listener = UnixListener.listen(path, socketType);
+  #listen(path: string, socketType: number, type: number, backlog: number): void {
+    const listener = UnixListener.listen(path, socketType, backlog);
     const watch = watchReadable(listener.fd, () => this.#accept(listener, watch, type));
     this.#listening.push({ listener, watch });
   }
 
   #accept(listener: UnixListener, watch: Watch, type: number): void {
+    const muxer = this.#muxer as Muxer;
     try {
-      for (let stream = listener.accept(); stream !== undefined; stream = listener.accept()) {
+      for (let taken = 0; taken < ACCEPT_LOT; taken += 1) {
+        if (this.#greetings.size + muxer.halfOpen >= muxer.limits.maxHalfOpen) {
+          this.#acceptLater(watch);
+          break;
+        }
+        const stream = listener.accept();
+        if (stream === undefined) break;
         this.#greet(stream.detach(), type);
       }
+      this.#isShort = false;
     } catch (error) {
       if (!(error instanceof SysError)) throw error;
-      // Out of descriptors: the connection waits in the backlog until one is free.
-      this.#log.error(error.message);
-      watch.pause();
-      setTimeout(() => watch.resume(), RETRY_MS).unref();
+      // Out of descriptors.
+      if (!this.#isShort) this.#log.error(error.message);
+      this.#isShort = true;
+      this.#acceptLater(watch);
     }
+  }
+
+  /** Who connects waits in the backlog meanwhile. */
+  #acceptLater(watch: Watch): void {
+    watch.pause();
+    setTimeout(() => watch.resume(), RETRY_MS).unref();
   }
 
   #greet(owned: OwnedFd, type: number): void {
     const muxer = this.#muxer as Muxer;
     // Without a driver nobody could answer.
-    if (!muxer.inService || this.#greetings.size >= muxer.limits.maxHalfOpen) {
+    if (!muxer.inService) {
       owned.close();
       return;
     }

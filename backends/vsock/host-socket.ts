@@ -61,11 +61,6 @@ export class HostSocket {
     return this.isSeqpacket ? this.#messages.length === 0 : this.#unsent.length === 0;
   }
 
-  /** Bytes that wait, whole messages or not. */
-  get waitingBytes(): number {
-    return this.#unsent.length;
-  }
-
   /**
    * Sends `length` bytes of payload of a packet that lies in a chain. Returns how many bytes of this and earlier packets
    * the socket took, or -errno.
@@ -153,13 +148,11 @@ export class HostSocket {
     return taken;
   }
 
-  /** Forgets what waits: nobody will read it. Returns how many bytes that was. */
-  discard(): number {
-    const bytes = this.#unsent.length;
+  /** Forgets what waits: nobody will read it. */
+  discard(): void {
     this.#unsent.clear();
     this.#messages = [];
     this.#partial = 0;
-    return bytes;
   }
 
   /** The guest sends no more: the host's program reads to the end and then hears of it. */

@@ -3,7 +3,7 @@
 /** What a daemon keeps within, per guest; see the options of the same names. */
 export interface Limits {
   readonly maxConnections: number;
-  /** Connections that are not established, and host sockets that did not send their CONNECT line. */
+  /** Connections that are not established, with host sockets that did not send their CONNECT line. */
   readonly maxHalfOpen: number;
   /** Bytes of a connection that wait for the host's side: the credit that the guest gets. */
   readonly bufferSize: number;

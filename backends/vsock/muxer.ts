@@ -91,6 +91,11 @@ export class Muxer implements ConnectionOwner {
     return this.#table.size + this.sockets.lingering;
   }
 
+  /** Connections that are not established. */
+  get halfOpen(): number {
+    return this.#halfOpen.size;
+  }
+
   get inService(): boolean {
     return this.#inService;
   }
@@ -149,8 +154,8 @@ export class Muxer implements ConnectionOwner {
         this.#leave(connection, (connection.state.guestShutdown & VIRTIO_VSOCK_SHUTDOWN_SEND) !== 0);
         return;
       case DO_FINISH:
-        this.#addReset(connection);
         this.#leave(connection, true);
+        this.#addReset(connection);
         return;
       case DO_ESTABLISH:
         this.#establish(connection);
@@ -343,8 +348,9 @@ export class Muxer implements ConnectionOwner {
   /** Ends a connection at once, and tells the guest. */
   reset(connection: Connection): void {
     const { state } = connection.state;
-    if (state !== CLOSED) this.#addReset(connection);
     this.#leave(connection, false);
+    // Last: the guest may take it, and use the ports again, before this returns.
+    if (state !== CLOSED) this.#addReset(connection);
   }
 
   /** Forgets a connection; what the guest sent still goes to the host's side if `lingers`. */
@@ -356,6 +362,7 @@ export class Muxer implements ConnectionOwner {
     }
     const mayLinger = lingers && state.state !== CONNECTING && state.state !== REQUESTED;
     connection.end();
+    this.outbox.remove(connection);
     this.#table.remove(connection);
     this.#halfOpen.delete(connection);
     this.#deadlines.clear(connection);

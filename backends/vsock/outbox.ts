@@ -19,10 +19,6 @@ export class Outbox {
     this.#resets = new Float64Array(4 * capacity);
   }
 
-  get isEmpty(): boolean {
-    return this.resets === 0 && this.#first === undefined;
-  }
-
   addReset(peerCid: number, peerPort: number, guestPort: number, type: number): void {
     if (this.resets === this.#capacity) return;
     const at = 4 * ((this.#firstReset + this.resets) % this.#capacity);
@@ -53,28 +49,33 @@ export class Outbox {
   add(connection: Connection): void {
     if (connection.isReady) return;
     connection.isReady = true;
+    connection.previousReady = this.#last;
     if (this.#last === undefined) this.#first = connection;
     else this.#last.nextReady = connection;
     this.#last = connection;
   }
 
-  /** The connection whose turn it is; one that has nothing more for the guest is passed over. */
-  peek(): Connection | undefined {
-    while (this.#first !== undefined && !this.#first.wantsBuffers) this.shift();
-    return this.#first;
-  }
-
-  /** Ends the turn of the first. */
-  shift(): void {
-    const connection = this.#first as Connection;
-    this.#first = connection.nextReady;
-    if (this.#first === undefined) this.#last = undefined;
+  /** Takes a connection out of the line, if it is in it. */
+  remove(connection: Connection): void {
+    if (!connection.isReady) return;
+    const { previousReady, nextReady } = connection;
+    if (previousReady === undefined) this.#first = nextReady;
+    else previousReady.nextReady = nextReady;
+    if (nextReady === undefined) this.#last = previousReady;
+    else nextReady.previousReady = previousReady;
+    connection.previousReady = undefined;
     connection.nextReady = undefined;
     connection.isReady = false;
   }
 
+  /** The connection whose turn it is; one that has nothing more for the guest is passed over. */
+  peek(): Connection | undefined {
+    while (this.#first !== undefined && !this.#first.wantsBuffers) this.remove(this.#first);
+    return this.#first;
+  }
+
   clear(): void {
-    while (this.#first !== undefined) this.shift();
+    while (this.#first !== undefined) this.remove(this.#first);
     this.resets = 0;
   }
 }

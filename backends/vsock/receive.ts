@@ -6,7 +6,7 @@
 
 import type { GuestMemory } from '../../protocol/memory/guest-memory.ts';
 import { EAGAIN, ECONNRESET, EINTR } from '../../protocol/sys/errors.ts';
-import { nextMessageBytes } from '../../protocol/sys/socket-transfer.ts';
+import { isAtEnd, nextMessageBytes } from '../../protocol/sys/socket-transfer.ts';
 import {
   VIRTIO_VSOCK_HDR_BYTES,
   VIRTIO_VSOCK_MAX_PACKET_BYTES,
@@ -71,7 +71,7 @@ export class Receiver {
       else if (connection.socket?.isSeqpacket === true) this.#readMessage(vring, connection, connection.socket);
       else this.#readStream(vring, connection, connection.socket as HostSocket);
       if (this.#isEmpty) break;
-      outbox.shift();
+      outbox.remove(connection);
       this.#muxer.attend(connection);
     }
     return this.#packets;
@@ -216,7 +216,7 @@ export class Receiver {
   #readMessage(vring: Vring, connection: Connection, socket: HostSocket): void {
     const { transfer, pool } = this.#muxer.sockets.resources;
     const length = nextMessageBytes(socket.fd);
-    if (length < 0 || (length === 0 && socket.ended)) {
+    if (length < 0 || (length === 0 && isAtEnd(socket.fd))) {
       this.#noteNothing(connection, socket, length);
       return;
     }

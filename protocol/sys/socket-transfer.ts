@@ -14,6 +14,10 @@ const MSG_EOR = 0x80;
 const MSG_NOSIGNAL = 0x4000;
 const SOL_SOCKET = 1;
 const SO_SNDBUF = 7;
+/** linux/sockios.h: bytes that wait to be read. */
+const SIOCINQ = 0x541b;
+const POLLHUP = 0x010;
+const POLLRDHUP = 0x2000;
 /** Directions of `shutdownSocket`. */
 export const SHUT_RD = 0;
 export const SHUT_WR = 1;
@@ -80,10 +84,23 @@ export class SocketTransfer {
   }
 }
 
-/** The length of the message that is next on a socket of packets, or -errno; 0 at the end too. */
+/** The length of the message that is next on a socket of packets, or -errno; 0 at the end too, see `isAtEnd`. */
 export function nextMessageBytes(fd: number): number {
   const got = libc.recv(fd, peeked.address, 1, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT);
   return got === -1 ? -lastErrno() : got;
+}
+
+/**
+ * Whether the peer of a socket of packets has ended, and nothing is left to read but messages without bytes, which cannot
+ * be told from the end.
+ */
+export function isAtEnd(fd: number): boolean {
+  // struct pollfd: fd i32 @0, events i16 @4, revents i16 @6.
+  value.data.setInt32(0, fd, true);
+  value.data.setInt16(4, POLLRDHUP, true);
+  const isEnded = libc.poll(value.address, 1, 0) === 1;
+  if (!isEnded || (value.data.getInt16(6, true) & (POLLRDHUP | POLLHUP)) === 0) return false;
+  return libc.ioctl(fd, SIOCINQ, value.address) === 0 && value.data.getInt32(0, true) === 0;
 }
 
 /** Copies what is next into `target` (up to 64 bytes) and leaves it there. Returns how many bytes, 0 at the end, or -errno. */

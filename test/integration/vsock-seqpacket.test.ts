@@ -2,6 +2,7 @@
 
 import { randomBytes } from 'node:crypto';
 import { describe, expect, it } from 'vitest';
+import { UnixStream } from '../../protocol/sys/unix-socket.ts';
 import { cleanupAfterEach } from '../support/cleanup.ts';
 import { VsockDaemon } from '../support/frontend/vsock-daemon.ts';
 import type { VsockGuest } from '../support/frontend/vsock-guest.ts';
@@ -30,6 +31,29 @@ describe('a connection of packets', () => {
       const { bytes, flags } = await socket.readMessage();
       expect(bytes.equals(message)).toBe(true);
       expect(flags).toBe(EOM);
+    }
+  });
+
+  it('has what the host sent before it went, and nothing else, however soon that is', async () => {
+    const daemon = await VsockDaemon.start(cleanup);
+    const guest = await daemon.guest();
+    for (let i = 0; i < 200; i += 1) {
+      const host = UnixStream.connect(`${daemon.uds}.seqpacket`, 5);
+      const messages = i % 2 === 0 ? ['one'] : ['', 'two'];
+      try {
+        host.send(Buffer.from('CONNECT 52\n'));
+        const socket = await GuestSocket.accept(guest, 52, SEQPACKET);
+        for (const message of messages) host.send(Buffer.from(message));
+        host.close();
+        const got: string[] = [];
+        for (let packet = await socket.next(); packet.op !== OP.SHUTDOWN; packet = await socket.next()) {
+          if (packet.op === OP.RW) got.push(Buffer.from(packet.payload).toString());
+        }
+        expect(got).toEqual(messages);
+        await socket.send(OP.RST);
+      } finally {
+        host.close();
+      }
     }
   });
 

@@ -263,6 +263,8 @@ export class VsockMultiplexer implements VsockLink {
       this.#refuse();
       return;
     }
+    // Reset by its acceptor.
+    if (connection.state === 'closed') return;
     connection.handler = handler;
     this.#table.add(connection);
     connection.start();

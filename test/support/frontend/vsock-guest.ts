@@ -238,6 +238,11 @@ export class VsockGuest {
     return hasBit(this.frontend.features, feature);
   }
 
+  /** Takes no more packets from the receive queue: the test looks there itself. */
+  pause(): void {
+    this.#watch.pause();
+  }
+
   close(): void {
     if (this.#closed) return;
     this.#closed = true;

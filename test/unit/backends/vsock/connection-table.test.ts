@@ -48,14 +48,14 @@ describe('an outbox', () => {
     const [a, b, c] = [make(1, 1), make(2, 1), make(3, 1)];
     for (const connection of [a, b, c, a]) outbox.add(connection);
     expect(outbox.peek()).toBe(a);
-    outbox.shift();
+    outbox.remove(a);
     outbox.add(a);
     b.end();
     expect(outbox.peek()).toBe(c);
-    outbox.shift();
+    outbox.remove(c);
     expect(outbox.peek()).toBe(a);
-    outbox.shift();
-    expect([outbox.peek(), outbox.isEmpty]).toEqual([undefined, true]);
+    outbox.remove(a);
+    expect(outbox.peek()).toBe(undefined);
   });
 
   it('keeps resets in order, as many as it has room for', () => {

@@ -136,6 +136,17 @@ describe('listening', () => {
     expect(device.sent()).toMatchObject([{ op: OP.RST, dstPort: 1000, srcPort: request.dstPort, dstCid: 2 }]);
   });
 
+  it('forgets a connection that its acceptor resets', () => {
+    const recorder = new Recorder();
+    mux.listen(80, STREAM, (connection) => {
+      connection.reset();
+      return recorder;
+    });
+    device.deliver({ srcPort: 1000, dstPort: 80, op: OP.REQUEST });
+    mux.poll(16);
+    expect([device.ops(), mux.connectionCount, recorder.log]).toEqual([[OP.RST], 0, []]);
+  });
+
   it('answers data of a connection that is not there with RST, and RST with nothing', () => {
     device.deliver({ srcPort: 1, dstPort: 2, op: OP.RW, payload: bytes(3) });
     device.deliver({ srcPort: 1, dstPort: 2, op: OP.RST });
