@@ -113,16 +113,20 @@ export function createVmCommands(context: CliContext, version: string): Command 
   }
   vm.addCommand(
     run.addHelpText('after', RUN_HELP).action(async (options) => {
-      const { startVcpuWorker } = await import('../vmm/vcpu-worker.ts');
+      const { endVcpuWorkers, startVcpuWorker } = await import('../vmm/vcpu-worker.ts');
       startVcpuWorker();
-      const { disk, net, fs, vsock } = options as RunOptions;
-      const hasDevices = [disk, net, fs, vsock].some((devices) => devices !== undefined);
-      // What only devices need would be loaded by the machine, one after the other.
-      const [{ runVm }] = await Promise.all([
-        import('./vm-run.ts'),
-        ...(hasDevices ? [import('../vmm/devices/open.ts'), import('../vmm/virtio-mmio/transport.ts')] : []),
-      ]);
-      return runVm(context, version, options as RunOptions);
+      try {
+        const { disk, net, fs, vsock } = options as RunOptions;
+        const hasDevices = [disk, net, fs, vsock].some((devices) => devices !== undefined);
+        // What only devices need would be loaded by the machine, one after the other.
+        const [{ runVm }] = await Promise.all([
+          import('./vm-run.ts'),
+          ...(hasDevices ? [import('../vmm/devices/open.ts'), import('../vmm/virtio-mmio/transport.ts')] : []),
+        ]);
+        return await runVm(context, version, options as RunOptions);
+      } finally {
+        await endVcpuWorkers();
+      }
     }),
   );
   const serve = new Command('serve').description('Waits for a virtual machine to be created over the HTTP API.');

@@ -48,6 +48,10 @@ export const FAULTED = 3;
 export const IS_WRITE = 1;
 export const IS_MEMORY = 2;
 
+/** Messages of the thread: it can take a vCPU for the first time; the one it had was stopped. */
+export const READY = 'ready';
+export const IDLE = 'idle';
+
 /** What the thread of a vCPU is started with. */
 export interface VcpuThreadData {
   readonly channel: SharedArrayBuffer;

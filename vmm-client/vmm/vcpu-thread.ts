@@ -29,9 +29,11 @@ import {
   FAULTED,
   HELD,
   HOLD,
+  IDLE,
   IS_MEMORY,
   IS_WRITE,
   KIND,
+  READY,
   REQUEST,
   RUNNING,
   SIZE,
@@ -123,9 +125,10 @@ function runVcpu({ channel, location, doorbell }: VcpuThreadData): void {
   }
 }
 
-// The message says that nothing here touches the vCPU or its doorbell any more.
+port.postMessage(READY);
 for (;;) {
   const [vcpu] = (await once(port, 'message')) as [VcpuThreadData];
   runVcpu(vcpu);
-  port.postMessage('stopped');
+  // Nothing here touches the vCPU or its doorbell any more.
+  port.postMessage(IDLE);
 }

@@ -7,7 +7,7 @@
 import { extname } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { VmError } from './errors.ts';
-import type { VcpuThreadData } from './vcpu-channel.ts';
+import { IDLE, READY, type VcpuThreadData } from './vcpu-channel.ts';
 
 // Beside this module, compiled or not.
 const THREAD_MODULE = new URL(`./vcpu-thread${extname(import.meta.url)}`, import.meta.url);
@@ -16,12 +16,23 @@ const THREAD_LIMITS = { maxOldGenerationSizeMb: 16, maxYoungGenerationSizeMb: 1 
 
 /** Threads without a vCPU. They do not keep the process from ending. */
 const idle = new Set<Worker>();
+/** When each thread was loaded, or has ended. One that is ended while it loads koffi takes the process with it. */
+const loaded = new WeakMap<Worker, Promise<void>>();
 
 function createWorker(): Worker {
   const worker = new Worker(THREAD_MODULE, { resourceLimits: THREAD_LIMITS, name: 'vcpu' });
   // Whoever uses it hears of it; one that nobody uses is not missed.
   worker.on('error', () => undefined);
   worker.once('exit', () => idle.delete(worker));
+  loaded.set(
+    worker,
+    new Promise((resolve) => {
+      worker.once('exit', () => resolve());
+      worker.on('message', (message) => {
+        if (message === READY) resolve();
+      });
+    }),
+  );
   return worker;
 }
 
@@ -52,18 +63,22 @@ export function runVcpu(data: VcpuThreadData): Promise<void> {
     const onExit = (): void => reject(failure);
     worker.once('error', onError);
     worker.once('exit', onExit);
-    worker.once('message', () => {
+    const onMessage = (message: unknown): void => {
+      if (message !== IDLE) return;
+      worker.off('message', onMessage);
       worker.off('error', onError);
       worker.off('exit', onExit);
       rest(worker);
       resolve();
-    });
+    };
+    worker.on('message', onMessage);
   });
 }
 
-/** Ends the threads that have no vCPU, and waits until they are gone. */
+/** Ends the threads that have no vCPU, and waits until they are gone. To be called before a process ends that has any. */
 export async function endVcpuWorkers(): Promise<void> {
   const workers = [...idle];
   idle.clear();
-  await Promise.all(workers.map((worker) => worker.terminate()));
+  for (const worker of workers) worker.ref();
+  await Promise.all(workers.map((worker) => loaded.get(worker)?.then(() => worker.terminate())));
 }
