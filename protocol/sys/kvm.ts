@@ -29,7 +29,6 @@ const KVM_PIT_SPEAKER_DUMMY = 1;
 const KVM_IOEVENTFD_FLAG_DATAMATCH = 1;
 
 /** Capabilities that KVM_CHECK_EXTENSION is asked for. */
-export const KVM_CAP_MAX_VCPUS = 66;
 export const KVM_CAP_TSC_DEADLINE_TIMER = 72;
 export const KVM_CAP_READONLY_MEM = 81;
 

@@ -3,7 +3,14 @@
  * others', which are found by the comments around it; each section names machine, versions and day of its own.
  */
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
-import { describeMet, type Footprint, type PartResults } from './results.ts';
+import {
+  describeMet,
+  describeTarget,
+  type Footprint,
+  formatCompared,
+  formatSpread,
+  type PartResults,
+} from './results.ts';
 
 export type PartName = 'blk' | 'net' | 'vsock' | 'vm';
 
@@ -57,6 +64,23 @@ export function machineLines({ machine }: PartResults, more?: string): string {
   const { date, cpu, cores, memoryGigabytes, kernel } = machine;
   const facts = [date, `${cpu}, ${cores} cores, ${memoryGigabytes} GB`, `Linux ${kernel}`, ...(more ? [more] : [])];
   return [`* ${facts.join('; ')}`, `* ${versions.join('; ')}`].join('\n');
+}
+
+/** A line for each target of the rows; `comparison` heads what ours is to the other. */
+export function targetTable({ rows }: PartResults, comparison: string): string {
+  const lines = rows.flatMap((row) => {
+    const unit = row.workload.unit;
+    const ours = row.cells.find((cell) => cell.contestant === row.workload.contestants[0]);
+    return row.verdicts.map((verdict) => [
+      row.workload.title,
+      ours ? formatSpread(ours.spread, unit) : '',
+      verdict.to ? `${verdict.to.contestant}: ${formatSpread(verdict.to.spread, unit)}` : '',
+      formatCompared(verdict),
+      describeTarget(verdict.target, unit),
+      describeMet(verdict.met),
+    ]);
+  });
+  return table(['work', 'ringside', 'compared with', comparison, 'target', ''], lines);
 }
 
 export interface FootprintTargets {

@@ -1,7 +1,7 @@
 /** The report's section on the network device. */
 import type { ChartSection, Colours } from '../chart.ts';
-import { commandBlock, disturbance, footprintTable, machineLines, table } from '../report.ts';
-import { describeMet, describeTarget, formatCompared, formatSpread, type Row } from '../results.ts';
+import { commandBlock, disturbance, footprintTable, machineLines, table, targetTable } from '../report.ts';
+import { formatSpread, type Row } from '../results.ts';
 import type { NetResults } from './measure.ts';
 import { type Contestant, FOOTPRINT_TARGETS } from './workloads.ts';
 
@@ -32,23 +32,6 @@ export function chartSections({ rows }: NetResults): ChartSection[] {
     { title: 'TCP between a Linux guest and the host (more is better)', rows: rows.filter(ofUnit('bits', 'tcp')) },
     { title: 'Round trip of a ping (less is better)', rows: rows.filter(ofUnit('us')) },
   ];
-}
-
-/** A line for each target. */
-function targetTable(results: NetResults): string {
-  const lines = results.rows.flatMap((row) => {
-    const unit = row.workload.unit;
-    const ours = row.cells.find((cell) => cell.contestant === row.workload.contestants[0]);
-    return row.verdicts.map((verdict) => [
-      row.workload.title,
-      ours ? formatSpread(ours.spread, unit) : '',
-      verdict.to ? `${verdict.to.contestant}: ${formatSpread(verdict.to.spread, unit)}` : '',
-      formatCompared(verdict),
-      describeTarget(verdict.target, unit),
-      describeMet(verdict.met),
-    ]);
-  });
-  return table(['work', 'ringside', 'compared with', 'ratio or difference', 'target', ''], lines);
 }
 
 function valueTable(results: NetResults): string {
@@ -91,7 +74,7 @@ export function renderNet(results: NetResults, chart: string): string {
 
 ${machineLines(results)}
 
-${targetTable(results)}
+${targetTable(results, 'ratio or difference')}
 
 ![Bar chart of the values below](${chart})
 

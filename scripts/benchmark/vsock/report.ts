@@ -1,7 +1,7 @@
 /** The report's section on the socket device. */
 import type { ChartSection, Colours } from '../chart.ts';
-import { commandBlock, disturbance, footprintTable, machineLines, table } from '../report.ts';
-import { describeMet, describeTarget, formatCompared, formatSpread } from '../results.ts';
+import { commandBlock, disturbance, footprintTable, machineLines, table, targetTable } from '../report.ts';
+import { formatSpread } from '../results.ts';
 import type { VsockResults } from './measure.ts';
 import { type Contestant, FOOTPRINT_TARGETS, type VsockWorkload } from './workloads.ts';
 
@@ -20,23 +20,6 @@ export function chartSections({ rows }: VsockResults): ChartSection[] {
     { title: 'Round trips per second (more is better)', rows: ofLoad('rr') },
     { title: 'Connections per second (more is better)', rows: ofLoad('connect') },
   ].filter((section) => section.rows.length > 0);
-}
-
-/** A line for each target. */
-function targetTable(results: VsockResults): string {
-  const lines = results.rows.flatMap((row) => {
-    const unit = row.workload.unit;
-    const ours = row.cells.find((cell) => cell.contestant === row.workload.contestants[0]);
-    return row.verdicts.map((verdict) => [
-      row.workload.title,
-      ours ? formatSpread(ours.spread, unit) : '',
-      verdict.to ? `${verdict.to.contestant}: ${formatSpread(verdict.to.spread, unit)}` : '',
-      formatCompared(verdict),
-      describeTarget(verdict.target, unit),
-      describeMet(verdict.met),
-    ]);
-  });
-  return table(['work', 'ringside', 'compared with', 'ratio', 'target', ''], lines);
 }
 
 function valueTable(results: VsockResults): string {
@@ -77,7 +60,7 @@ export function renderVsock(results: VsockResults, chart: string): string {
 
 ${machineLines(results)}
 
-${targetTable(results)}
+${targetTable(results, 'ratio')}
 
 ![Bar chart of the values below](${chart})
 

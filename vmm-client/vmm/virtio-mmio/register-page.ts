@@ -6,8 +6,7 @@
 
 import type { PinnedMemory } from '../../../protocol/sys/pinned.ts';
 import { VIRTIO_MMIO } from '../../../protocol/virtio/mmio.ts';
-
-export const PAGE_BYTES = 4096;
+import { PAGE_BYTES } from '../layout.ts';
 
 export class RegisterPage {
   readonly #bytes: Uint8Array;

@@ -32,7 +32,7 @@ import type { BusDevice } from '../bus.ts';
 import type { ReadyQueue, VirtioDevice } from '../devices/virtio-device.ts';
 import { FeatureRegisters } from './feature-registers.ts';
 import { QueueRegisters } from './queue-registers.ts';
-import { PAGE_BYTES, RegisterPage } from './register-page.ts';
+import { RegisterPage } from './register-page.ts';
 
 /** "RING", little endian. */
 const VENDOR_ID = 0x474e_4952;
@@ -382,9 +382,6 @@ export class VirtioMmioTransport implements BusDevice {
     const byQueue = this.#notifyExits.map((exits, index) => [`queue_${index}_notify_exits`, exits] as const);
     return { ...this.#counts, ...Object.fromEntries(byQueue), ...this.#device.counters() };
   }
-
-  /** Bytes of the guest's address space that the registers take. */
-  static readonly bytes = PAGE_BYTES;
 
   /** Ends transport and device. No vCPU runs any more. Idempotent. */
   close(): void {
