@@ -29,10 +29,10 @@ export interface DiskOptions {
   readonly direct: boolean;
 }
 
-export interface Disk {
-  readonly main: OwnedFd;
-  /** Through the page cache; the same descriptor as `main` without O_DIRECT. */
-  readonly buffered: OwnedFd;
+/** A disk as those see it who read and write it, on any thread. */
+export interface DiskFiles {
+  /** The descriptor for transfers, and the one through the page cache: the same without O_DIRECT. */
+  readonly fds: readonly [main: number, buffered: number];
   readonly path: string;
   readonly readOnly: boolean;
   readonly direct: boolean;
@@ -40,6 +40,13 @@ export interface Disk {
   /** Alignment in bytes that O_DIRECT wants of buffers, and of offsets and lengths; 1 without it. */
   readonly memoryAlign: number;
   readonly offsetAlign: number;
+}
+
+/** A disk and its owner. */
+export interface Disk {
+  readonly files: DiskFiles;
+  readonly main: OwnedFd;
+  readonly buffered: OwnedFd;
   /** Logical and physical block size in bytes of a block device; 512 and 4096 for files. */
   readonly logicalBlock: number;
   readonly physicalBlock: number;
@@ -106,20 +113,19 @@ export async function openDisk(options: DiskOptions, log: Logger): Promise<Disk>
   }
   await lock(main, readOnly, path);
   const sizes = isBlockDevice ? blockDeviceSizes(main.fd) : { logical: VIRTIO_BLK_SECTOR_BYTES, physical: 4096 };
+  // By descriptor, not by name: the file may have been renamed while we waited for the lock.
+  const buffered = direct ? open(`/proc/self/fd/${main.fd}`, readOnly, false) : main;
   // Kernels before 6.1 do not tell what O_DIRECT wants; a page suits every device.
-  return {
-    main,
-    // By descriptor, not by name: the file may have been renamed while we waited for the lock.
-    buffered: direct ? open(`/proc/self/fd/${main.fd}`, readOnly, false) : main,
+  const files = {
+    fds: [main.fd, buffered.fd] as const,
     path,
     readOnly,
     direct,
     isBlockDevice,
     memoryAlign: direct ? stat.dioMemoryAlign || 4096 : 1,
     offsetAlign: direct ? stat.dioOffsetAlign || 4096 : 1,
-    logicalBlock: sizes.logical,
-    physicalBlock: sizes.physical,
   };
+  return { files, main, buffered, logicalBlock: sizes.logical, physicalBlock: sizes.physical };
 }
 
 async function lock(fd: OwnedFd, readOnly: boolean, path: string): Promise<void> {

@@ -9,7 +9,7 @@ import { allocatePinned } from '../../protocol/sys/pinned.ts';
 import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE } from '../../protocol/sys/storage.ts';
 import { VIRTIO_BLK_S_IOERR } from '../../protocol/virtio/blk.ts';
 import type { Logger } from '../core/logging.ts';
-import type { Disk } from './disk.ts';
+import type { DiskFiles } from './disk.ts';
 import { BUFFERED_FILE, type Engine, MAIN_FILE } from './engines/engine.ts';
 import {
   type BlkRequest,
@@ -40,7 +40,7 @@ const names: ReadonlyMap<number, string> = new Map([
 
 export class Executor {
   readonly #engine: Engine;
-  readonly #disk: Disk;
+  readonly #disk: DiskFiles;
   readonly #log: Logger;
   /** How ranges can be deallocated and zeroed here: found out by trying. */
   #canPunch = true;
@@ -49,7 +49,7 @@ export class Executor {
   #lastLog = Number.NEGATIVE_INFINITY;
   #unlogged = 0;
 
-  constructor(engine: Engine, disk: Disk, log: Logger) {
+  constructor(engine: Engine, disk: DiskFiles, log: Logger) {
     this.#engine = engine;
     this.#disk = disk;
     this.#log = log;
@@ -205,7 +205,7 @@ export class Executor {
 }
 
 /** Whether O_DIRECT can do the transfer as it is. */
-function isAligned(request: BlkRequest, disk: Disk): boolean {
+function isAligned(request: BlkRequest, disk: DiskFiles): boolean {
   if (request.offset % disk.offsetAlign !== 0 || request.length % disk.offsetAlign !== 0) return false;
   return request.buffersAreAligned(disk.memoryAlign, disk.offsetAlign);
 }
@@ -214,7 +214,7 @@ function isAligned(request: BlkRequest, disk: Disk): boolean {
  * Whether a request writes through the page cache beside O_DIRECT. Together with direct writes to the same page that could
  * lose one of them: such a request has to run alone.
  */
-export function mustRunAlone(request: BlkRequest, disk: Disk): boolean {
+export function mustRunAlone(request: BlkRequest, disk: DiskFiles): boolean {
   if (request.what === PARSED_WRITE) return !isAligned(request, disk);
   if (request.what !== PARSED_WRITE_ZEROES) return false;
   for (let i = 0; i < request.ranges; i += 1) {

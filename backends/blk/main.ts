@@ -17,8 +17,8 @@ async function open(options: BlkOptions, log: Logger): Promise<readonly Service[
   }
   const blockSize = options.blkSize === 0 ? disk.logicalBlock : options.blkSize;
   const device = new BlkDevice(disk, { ...options, blockSize }, log);
-  const mode = `${device.capacityBytes} bytes${disk.readOnly ? ', read-only' : ''}${direct ? ', direct' : ''}`;
-  log.info({ file: path, engine: device.engineName }, `serving ${path} (${mode}) by ${device.engineName}`);
+  const mode = `${device.capacityBytes} bytes${disk.files.readOnly ? ', read-only' : ''}${direct ? ', direct' : ''}`;
+  log.info({ file: path }, `serving ${path} (${mode})`);
   return [{ device, options, log }];
 }
 

@@ -4,7 +4,7 @@ import { basename } from 'node:path';
 import { Option } from 'commander';
 import { VIRTIO_BLK_ID_BYTES } from '../../protocol/virtio/blk.ts';
 import { type CoreOptions, checkCoreOptions, createCommand, UsageError, wholeNumber } from '../core/options.ts';
-import { ENGINES } from './device.ts';
+import { ENGINES } from './data-path.ts';
 import { MAX_QUEUES } from './limits.ts';
 
 export interface BlkOptions extends CoreOptions {

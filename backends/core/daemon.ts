@@ -7,10 +7,10 @@ import { SysError } from '../../protocol/sys/errors.ts';
 import { OwnedFd } from '../../protocol/sys/owned-fd.ts';
 import { type Watch, watchReadable } from '../../protocol/sys/readiness.ts';
 import { socketRole, UnixListener, UnixStream } from '../../protocol/sys/unix-socket.ts';
+import type { DataPaths } from './data-paths.ts';
 import type { Device } from './device.ts';
 import type { Logger } from './logging.ts';
-import { type CoreOptions, pumpOptions, UsageError } from './options.ts';
-import { Pump } from './pump.ts';
+import { type CoreOptions, UsageError } from './options.ts';
 import { RingLease } from './ring-lease.ts';
 import { Session, type SessionContext } from './session.ts';
 
@@ -35,8 +35,13 @@ export class Daemon {
   /** Fulfilled when the daemon has nothing left to do: true when no request is in flight any more. */
   readonly finished: Promise<boolean>;
 
-  constructor(device: Device, options: CoreOptions, log: Logger) {
-    this.#context = { device, pump: new Pump(device, pumpOptions(options)), lease: new RingLease() };
+  constructor(device: Device, paths: DataPaths, options: CoreOptions, log: Logger) {
+    this.#context = {
+      device,
+      lease: new RingLease(device),
+      iommu: options.iommu === true,
+      openServers: (attachment, events, sessionLog) => paths.openServers(attachment, events, sessionLog),
+    };
     this.#options = options;
     this.#log = log;
     this.finished = new Promise((resolve) => {

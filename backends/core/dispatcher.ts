@@ -10,7 +10,7 @@ import { closeAll, type Endpoint, type IncomingMessage } from '../../protocol/vh
 import { ProtocolError } from '../../protocol/vhost-user/errors.ts';
 import { FRONTEND_BY_ID, type MessageType } from '../../protocol/vhost-user/messages.ts';
 import { U64 } from '../../protocol/vhost-user/payloads.ts';
-import { RingError } from '../../protocol/virtqueue/split-queue.ts';
+import { RingError } from '../../protocol/virtqueue/virtqueue.ts';
 import { Refused } from './refused.ts';
 
 /** A reply that also carries descriptors, which are closed once sent. */

@@ -1,9 +1,10 @@
 /** The in-flight region of all queues of one front end: made for GET_INFLIGHT_FD, taken over by SET_INFLIGHT_FD. */
 
-import { SharedMapping } from '../../protocol/sys/mapping.ts';
+import { type SharedExtent, SharedMapping } from '../../protocol/sys/mapping.ts';
 import { createSealedMemfd, type OwnedFd, statFd } from '../../protocol/sys/owned-fd.ts';
 import { INFLIGHT_HEADER_BYTES, inflightQueueBytes } from '../../protocol/vhost-user/inflight-layout.ts';
 import type { Inflight } from '../../protocol/vhost-user/payloads.ts';
+import { isPackedQueueSize } from '../../protocol/virtqueue/packed-queue.ts';
 import { isSplitQueueSize } from '../../protocol/virtqueue/split-queue.ts';
 import { Refused } from './refused.ts';
 
@@ -12,28 +13,28 @@ const STATE_BIT = 1;
 /** Word of the header whose low half is the version. */
 const VERSION_WORD = 2;
 
-function checkShape({ numQueues, queueSize }: Inflight, maxQueues: number): number {
+/** @throws Refused - no queues, too many, or of a size that no ring has */
+function checkShape({ numQueues, queueSize }: Inflight, maxQueues: number): void {
   if (numQueues === 0 || numQueues > maxQueues) {
     throw new Refused(`in-flight region for ${numQueues} queues, 1 to ${maxQueues} are possible`);
   }
-  if (!isSplitQueueSize(queueSize)) {
-    throw new Refused(`in-flight region for queues of ${queueSize} entries, a power of two up to 32768 is possible`);
+  if (!isPackedQueueSize(queueSize)) {
+    throw new Refused(`in-flight region for queues of ${queueSize} entries, 1 to 32768 is possible`);
   }
-  return numQueues * inflightQueueBytes(queueSize);
 }
 
 /**
  * Bytes for one queue in regions that we make. QEMU asks for 128 entries and then, on virtio-mmio, lets the guest choose
  * up to 1024; it gives our size back with its own count of entries.
  */
-function roomyStride(queueSize: number): number {
-  return inflightQueueBytes(Math.max(queueSize, ROOMY_QUEUE_SIZE));
+function roomyStride(queueSize: number, packed: boolean): number {
+  return inflightQueueBytes(Math.max(queueSize, ROOMY_QUEUE_SIZE), packed);
 }
 
-/** Makes the region that a front end asks for. The descriptor is the caller's. */
+/** Makes the region that a front end asks for, for rings of either layout. The descriptor is the caller's. */
 export function createInflightFd(request: Inflight, maxQueues: number): { reply: Inflight; fd: OwnedFd } {
   checkShape(request, maxQueues);
-  const mmapSize = request.numQueues * roomyStride(request.queueSize);
+  const mmapSize = request.numQueues * roomyStride(request.queueSize, true);
   const fd = createSealedMemfd('vhost-user-inflight', mmapSize);
   return { reply: { ...request, mmapSize, mmapOffset: 0 }, fd };
 }
@@ -42,26 +43,40 @@ export class InflightMemory {
   readonly #mapping: SharedMapping;
   /** Of the first queue. */
   readonly #header: Uint32Array;
-  readonly #numQueues: number;
-  /** Bytes of one queue's part. */
-  readonly #stride: number;
+  readonly #area: Inflight;
 
-  /** Maps a region; the descriptor stays the caller's. @throws Refused, SysError - sizes do not fit */
-  constructor(area: Inflight, fd: OwnedFd, maxQueues: number) {
-    const needed = checkShape(area, maxQueues);
-    if (area.mmapSize < needed) {
-      throw new Refused(`in-flight region of ${area.mmapSize} bytes, ${needed} are needed`);
+  /**
+   * Maps a region; the descriptor stays the caller's. `packed` says which rings have been negotiated so far: what the
+   * region must have room for at least.
+   * @throws Refused, SysError - sizes do not fit
+   */
+  constructor(area: Inflight, fd: OwnedFd, maxQueues: number, packed: boolean) {
+    checkShape(area, maxQueues);
+    const { numQueues, queueSize, mmapSize, mmapOffset } = area;
+    if (!packed && !isSplitQueueSize(queueSize)) {
+      throw new Refused(`in-flight region for queues of ${queueSize} entries, which need packed rings`);
     }
-    const isRoomy = area.mmapSize === area.numQueues * roomyStride(area.queueSize);
-    this.#stride = isRoomy ? roomyStride(area.queueSize) : inflightQueueBytes(area.queueSize);
-    const length = area.numQueues * this.#stride;
+    this.#area = area;
+    const least = numQueues * inflightQueueBytes(queueSize, packed);
+    if (mmapSize < least) throw new Refused(`in-flight region of ${mmapSize} bytes, ${least} are needed`);
+    const needed = numQueues * this.#stride(packed);
     const { size } = statFd(fd.fd);
-    if (size < area.mmapOffset || size - area.mmapOffset < length) {
-      throw new Refused(`in-flight region at ${area.mmapOffset} of a file of ${size} bytes, ${length} are needed`);
+    if (size < mmapOffset || size - mmapOffset < needed) {
+      throw new Refused(`in-flight region at ${mmapOffset} of a file of ${size} bytes, ${needed} are needed`);
     }
-    this.#mapping = new SharedMapping(fd.fd, area.mmapOffset, length);
-    this.#numQueues = area.numQueues;
+    const length = Math.min(mmapSize, size - mmapOffset, numQueues * roomyStride(queueSize, true));
+    this.#mapping = new SharedMapping(fd.fd, mmapOffset, length);
     this.#header = new Uint32Array(this.#mapping.view(0, INFLIGHT_HEADER_BYTES));
+  }
+
+  /** Bytes of one queue's part: as much as we give it, or as the layout needs where another back end made the region. */
+  #stride(packed: boolean): number {
+    const { numQueues, queueSize, mmapSize } = this.#area;
+    // Version 0.1.0 made regions with room for split rings only.
+    for (const made of [roomyStride(queueSize, true), roomyStride(queueSize, false)]) {
+      if (mmapSize === numQueues * made) return made;
+    }
+    return inflightQueueBytes(queueSize, packed);
   }
 
   /** Whether a daemon ran rings with this region before. */
@@ -82,10 +97,16 @@ export class InflightMemory {
     return this.#mapping.faulted;
   }
 
-  /** The part of one queue; undefined when the region has none for it, or too small a one. */
-  queue(index: number, size: number): ArrayBuffer | undefined {
-    if (index >= this.#numQueues || inflightQueueBytes(size) > this.#stride) return undefined;
-    return this.#mapping.view(index * this.#stride, this.#stride);
+  /**
+   * The part of one queue, for the thread that serves it; undefined when the region has none for it, or too small a one.
+   */
+  queue(index: number, size: number, packed: boolean): SharedExtent | undefined {
+    const stride = this.#stride(packed);
+    if (inflightQueueBytes(size, packed) > stride || index >= this.#area.numQueues) return undefined;
+    const { address, length, faultSlot } = this.#mapping.share();
+    const offset = index * stride;
+    if (stride > length - offset) return undefined;
+    return { address: address + offset, length: stride, faultSlot };
   }
 
   close(): void {

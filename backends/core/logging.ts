@@ -21,3 +21,14 @@ export async function createLogger(name: string, options: LoggingOptions): Promi
   const { default: prettyStream } = await import('pino-pretty');
   return pino(settings, prettyStream({ destination: 2, sync: true, ignore: 'pid,hostname,name', singleLine: true }));
 }
+
+/** The logger of a worker thread, whose lines the main thread writes. */
+export function createWorkerLogger(name: string, level: string, write: (line: string) => void): Logger {
+  return pino({ name, level, base: { name, pid: process.pid } }, { write });
+}
+
+/** Writes a line of a worker thread's logger where `log` writes its own. */
+export function writeLogLine(log: Logger, line: string): void {
+  const { [pino.symbols.streamSym]: stream } = log as unknown as Record<symbol, { write(line: string): void }>;
+  stream?.write(line);
+}

@@ -17,6 +17,8 @@ export interface CoreOptions extends LoggingOptions {
   readonly supervised?: boolean;
   readonly pollUs: number;
   readonly poll?: boolean;
+  readonly threads?: number;
+  readonly iommu?: boolean;
 }
 
 /** Parses a whole number within bounds, for commander. */
@@ -50,6 +52,7 @@ export function createCommand(name: string, description: string, version: string
         .argParser(wholeNumber(0, 1_000_000))
         .default(100),
     )
+    .option('--iommu', 'let the front end put an IOMMU before the device (offer ACCESS_PLATFORM)')
     .option('--poll', 'never sleep while a guest is attached (one core is busy all the time)')
     .addOption(new Option('--log-level <level>', 'least level to log').choices(LOG_LEVELS).default('info'))
     .addOption(

@@ -2,9 +2,10 @@
 
 import { SysError } from '../../protocol/sys/errors.ts';
 import { Daemon } from './daemon.ts';
+import { type DataPaths, openDataPaths } from './data-paths.ts';
 import type { Device } from './device.ts';
 import { createLogger, type Logger } from './logging.ts';
-import { type CoreOptions, toUsageError, UsageError } from './options.ts';
+import { type CoreOptions, pumpOptions, toUsageError, UsageError } from './options.ts';
 import { obeyStarter } from './supervised.ts';
 import { VERSION } from './version.ts';
 
@@ -80,29 +81,38 @@ function parseOptions<O extends CoreOptions>(program: Program<O>, argv: readonly
 async function serve<O extends CoreOptions>(program: Program<O>, options: O, install: Install): Promise<void> {
   const log = await createLogger(program.name, options);
   const services = await program.open(options, log);
-  const daemons = services.map((service) => new Daemon(service.device, service.options, service.log));
+  const served: { device: Device; paths: DataPaths; daemon: Daemon }[] = [];
+  for (const { device, options: own, log: ownLog } of services) {
+    const paths = await openDataPaths(device, own.threads ?? 1, pumpOptions(own), ownLog);
+    served.push({ device, paths, daemon: new Daemon(device, paths, own, ownLog) });
+  }
   const reload = (): void => {
     for (const { device } of services) reloadDevice(device, log);
   };
   const stop = (): void => {
-    for (const daemon of daemons) void daemon.stop();
+    for (const { daemon } of served) void daemon.stop();
   };
   install({ stop, reload });
   try {
-    for (const daemon of daemons) daemon.start();
+    for (const { daemon } of served) daemon.start();
   } catch (error) {
     // Those that were started leave no socket behind.
     stop();
-    for (const { device } of services) device.close();
+    for (const { device, paths } of served) await close(device, paths);
     throw error;
   }
   if (options.supervised === true) obeyStarter(stop);
-  const ends = daemons.map(async (daemon, i) => {
-    if (await daemon.finished) services[i]?.device.close();
+  const ends = served.map(async ({ device, paths, daemon }) => {
+    if (await daemon.finished) await close(device, paths);
     stop();
   });
   await Promise.all(ends);
   log.info('stopped');
+}
+
+async function close(device: Device, paths: DataPaths): Promise<void> {
+  await paths.shutDown();
+  device.close();
 }
 
 function reloadDevice(device: Device, log: Logger): void {

@@ -7,7 +7,7 @@
  * driver, before it takes more: so the driver refills while we work. Without the limit both sides fall into lockstep.
  */
 
-import type { Device } from './device.ts';
+import type { DataPath } from './device.ts';
 import type { Vring } from './vring.ts';
 
 /**
@@ -30,7 +30,7 @@ export interface PumpOptions {
 }
 
 export class Pump {
-  readonly #device: Device;
+  readonly #path: DataPath;
   readonly #pollMs: number;
   readonly #alwaysPoll: boolean;
   readonly #vrings: Vring[] = [];
@@ -46,11 +46,11 @@ export class Pump {
   /** A ring wants to be polled: by option, or because its front end gave no kick descriptor. */
   #neverSleep = false;
 
-  constructor(device: Device, options: PumpOptions) {
-    this.#device = device;
+  constructor(path: DataPath, options: PumpOptions) {
+    this.#path = path;
     this.#pollMs = options.pollUs / 1000;
     this.#alwaysPoll = options.alwaysPoll;
-    device.onCompletion = () => this.wake();
+    path.onCompletion = () => this.wake();
   }
 
   /** Takes a started ring into the rounds. */
@@ -133,29 +133,29 @@ export class Pump {
   #pass(): number {
     const vrings = this.#vrings;
     const first = this.#idle;
-    const { budget } = this.#device;
+    const { budget } = this.#path;
     let work = 0;
     for (let i = 0; i < vrings.length; i += 1) {
       const vring = vrings[i] as Vring;
       if (!vring.runnable) continue;
-      const many = first && !vring.offersBuffers && vring.backlog > 2 * FIRST_LOT;
+      const many = first && !vring.offersBuffers && vring.offers(2 * FIRST_LOT + 1);
       const lot = many ? Math.min(FIRST_LOT, budget) : budget;
       work += vring.host.attachment.processQueue(vring, lot);
     }
-    work += this.#device.poll();
+    work += this.#path.poll();
     for (let i = 0; i < vrings.length; i += 1) (vrings[i] as Vring).flush(!first);
     return work;
   }
 
   #worthPolling(now: number): boolean {
-    if (this.#neverSleep || this.#device.mustPoll) return true;
+    if (this.#neverSleep || this.#path.mustPoll) return true;
     return this.#meanGap < this.#pollMs && now - this.#lastWork < this.#pollMs;
   }
 
   /** Asks for kicks; false when work came in meanwhile. */
   #trySleep(): boolean {
     let more = false;
-    if (!this.#device.isFull) for (const vring of this.#vrings) more = vring.enableKicks() || more;
+    if (!this.#path.isFull) for (const vring of this.#vrings) more = vring.enableKicks() || more;
     if (more) for (const vring of this.#vrings) vring.disableKicks();
     else this.#fallAsleep();
     return !more;
@@ -165,6 +165,6 @@ export class Pump {
     this.#asleep = true;
     // What waits in a ring is no reason to hold a notification back any more.
     for (const vring of this.#vrings) vring.tell();
-    this.#device.arm();
+    this.#path.arm();
   }
 }

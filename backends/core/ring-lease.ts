@@ -11,12 +11,24 @@ const PATIENCE_MS = 1000;
 /** How long it waits for one whose connection is closed and whose requests are being finished. */
 const LEAVING_PATIENCE_MS = 30_000;
 
+/** What is claimed for whoever runs rings: a device that others may want too. */
+export interface Claimed {
+  /** @throws Refused, UsageError - it is not to be had */
+  claim?(): Promise<void>;
+  yield?(): void;
+}
+
 export class RingLease {
+  readonly #claimed: Claimed;
   #holder: object | undefined;
   #leaving = false;
   readonly #waiters = new Set<() => void>();
 
-  /** @throws Refused - another front end keeps its rings running */
+  constructor(claimed: Claimed) {
+    this.#claimed = claimed;
+  }
+
+  /** @throws Refused - another front end keeps its rings running, or another process the device */
   async acquire(who: object): Promise<void> {
     const start = performance.now();
     while (this.#holder !== undefined && this.#holder !== who) {
@@ -27,6 +39,12 @@ export class RingLease {
     if (this.#holder === who) return;
     this.#holder = who;
     this.#leaving = false;
+    try {
+      await this.#claimed.claim?.();
+    } catch (error) {
+      this.release(who);
+      throw error;
+    }
   }
 
   /** Waits for the holder to leave or start leaving, at most this long. */
@@ -55,6 +73,7 @@ export class RingLease {
 
   release(who: object): void {
     if (this.#holder !== who) return;
+    this.#claimed.yield?.();
     this.#holder = undefined;
     this.#leaving = false;
     this.#wakeAll();

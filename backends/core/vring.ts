@@ -8,21 +8,30 @@
  * queue fault. `broken` lasts until the ring is started again.
  */
 
+import type { DirtyLog } from '../../protocol/memory/dirty-log.ts';
 import { GuestMemory } from '../../protocol/memory/guest-memory.ts';
+import type { Iotlb, MissingPages } from '../../protocol/memory/iotlb.ts';
+import { TranslationMissing } from '../../protocol/memory/ring-view.ts';
 import type { Notifier } from '../../protocol/sys/notifier.ts';
 import { type Watch, watchReadable } from '../../protocol/sys/readiness.ts';
 import { DescriptorChain } from '../../protocol/virtqueue/chain.ts';
-import { describeFault } from '../../protocol/virtqueue/faults.ts';
-import { type RingAddresses, RingError, SplitQueue } from '../../protocol/virtqueue/split-queue.ts';
-import type { Attachment } from './device.ts';
-import { InflightQueue } from './inflight.ts';
+import { describeFault, NO_FAULT } from '../../protocol/virtqueue/faults.ts';
+import type { VirtqueueFeatures } from '../../protocol/virtqueue/virtqueue.ts';
+import type { RingAttachment } from './device.ts';
 import type { Logger } from './logging.ts';
+import { CHAIN_TAKEN, CHAIN_UNTRANSLATED, PlacedRing, type RingSettings } from './placed-ring.ts';
 import { REQUEST_RING, type RingTraits } from './ring-traits.ts';
 
 /** What a vring needs of its surroundings. */
 export interface VringHost {
-  readonly attachment: Attachment;
+  readonly attachment: RingAttachment;
   readonly memory: GuestMemory;
+  /** Translates what the driver says, when the front end has an IOMMU before the device. */
+  readonly iotlb: Iotlb | undefined;
+  /** Where writes to guest memory are noted, while the front end wants that. */
+  readonly dirtyLog: DirtyLog | undefined;
+  /** What this front end negotiated for its rings. */
+  readonly ringFeatures: VirtqueueFeatures;
   readonly log: Logger;
   /** There may be work: run the pump. */
   wake(): void;
@@ -30,11 +39,14 @@ export interface VringHost {
   readonly memoryFaulted: boolean;
   /** They are. */
   onMemoryFault(): void;
+  /** The front end is to be asked for these; `translationsChanged` follows when it answered. */
+  requestTranslations(missing: MissingPages): void;
 }
 
-export interface VringFeatures {
-  readonly indirect: boolean;
-  readonly eventIdx: boolean;
+/** Tells the driver or the front end: by a descriptor, or by a message where notifications are in band. */
+export interface Signal {
+  signal(): void;
+  close(): void;
 }
 
 function deferred(): { promise: Promise<void>; resolve: () => void } {
@@ -46,7 +58,7 @@ function deferred(): { promise: Promise<void>; resolve: () => void } {
 }
 
 /** Stands in while a ring has no place in memory. */
-const NO_CHAIN = new DescriptorChain(new GuestMemory(), 1);
+const EMPTY_CHAIN = new DescriptorChain(new GuestMemory(), 1);
 
 /**
  * A notification that wakes the driver's processor costs more than a dozen requests (15 us in a virtual machine), and the
@@ -58,48 +70,48 @@ const MAX_UNTOLD = 64;
 /** Chain faults logged per ring between starts; the rest is only counted. */
 const MAX_LOGGED_FAULTS = 5;
 
+const NOTHING: RingSettings = { size: 0, base: 0, addresses: undefined, usedLog: undefined, inflight: undefined };
+
 export class Vring {
   readonly index: number;
   readonly host: VringHost;
-  size = 0;
-  base = 0;
-  addresses: RingAddresses | undefined;
   broken = false;
   /** Chains returned without being served, since the ring was started. */
   chainFaults = 0;
   /** The chain of the last successful `pop`. */
-  chain: DescriptorChain;
-
-  #queue: SplitQueue | undefined;
-  #inflight: InflightQueue | undefined;
-  /** Heads that an earlier life of the daemon fetched, and how many of them were taken again. */
-  #resubmit: number[] = [];
-  #resubmitted = 0;
-  #traits: RingTraits = REQUEST_RING;
-  #enabled = false;
-  /** Available index up to which a ring of buffers has too few of them; -1 while it has enough. */
-  #shortAt = -1;
-  #draining: { promise: Promise<void>; resolve: () => void } | undefined;
-  #kick: Notifier | undefined;
-  #kickWatch: Watch | undefined;
-  #call: Notifier | undefined;
-  #err: Notifier | undefined;
-  /** What an earlier life of the daemon fetched is being finished, on a disabled ring too. */
-  #finishing = false;
-  /** Used entries not published yet. */
-  #staged = 0;
-  /** Used entries published without asking whether the driver wants to be told. */
-  #untold = 0;
-  #started = false;
+  chain: DescriptorChain = EMPTY_CHAIN;
   /** Started without a kick descriptor: the front end expects polling. */
   polled = false;
   /** The device can take nothing from it for now, and says so again when it can: what waits there is no work meanwhile. */
   held = false;
 
+  #settings = NOTHING;
+  #ring: PlacedRing | undefined;
+  #traits: RingTraits = REQUEST_RING;
+  #started = false;
+  #enabled = false;
+  /** The front end was asked where buffers or the ring are. */
+  #untranslated = false;
+  /** Place up to which a ring of buffers has too few of them; -1 while it has enough. */
+  #shortAt = -1;
+  #draining: { promise: Promise<void>; resolve: () => void } | undefined;
+  /** What an earlier life of the daemon fetched is being finished, on a disabled ring too. */
+  #finishing = false;
+  /** Used entries published without asking whether the driver wants to be told. */
+  #untold = 0;
+  #kick: Notifier | undefined;
+  #kickWatch: Watch | undefined;
+  #call: Signal | undefined;
+  #err: Signal | undefined;
+
   constructor(index: number, host: VringHost) {
     this.index = index;
     this.host = host;
-    this.chain = NO_CHAIN;
+  }
+
+  /** Entries. */
+  get size(): number {
+    return this.#settings.size;
   }
 
   get started(): boolean {
@@ -127,7 +139,7 @@ export class Vring {
 
   /** The device holds all buffers there are, and they are too few: it is to be told of the next. Before it gives them back. */
   noteShort(): void {
-    this.#shortAt = (this.#queue as SplitQueue).nextAvail;
+    this.#shortAt = (this.#ring as PlacedRing).position;
   }
 
   /** The device looks at the ring's buffers again. */
@@ -137,60 +149,51 @@ export class Vring {
 
   /** Whether the ring was found in guest memory. */
   get placed(): boolean {
-    return this.#queue !== undefined;
+    return this.#ring !== undefined;
   }
 
   /** Whether requests may be taken. */
   get runnable(): boolean {
-    if (this.broken || this.held || this.#queue === undefined || this.#draining !== undefined) return false;
+    if (this.broken || this.held || this.#ring === undefined || this.#draining !== undefined) return false;
+    if (this.#untranslated) return false;
     return this.#enabled || this.#traits.runsDisabled || this.#finishing;
   }
 
-  /** Heads that wait to be taken from the ring. */
-  get backlog(): number {
-    return this.#queue === undefined ? 0 : this.#queue.backlog;
+  /** Whether about `count` heads wait to be taken from the ring: exact for 1. */
+  offers(count: number): boolean {
+    return this.#ring?.offers(count) === true;
   }
 
   /** Whether the ring was used before we got it: by an earlier life of the daemon, or on another host. */
   get hasPast(): boolean {
-    return this.#queue !== undefined && (this.#queue.nextAvail !== 0 || this.#queue.nextUsed !== 0);
+    return this.#ring?.hasPast === true;
   }
 
   get inFlight(): number {
-    return this.#queue === undefined ? 0 : this.#queue.inFlight;
+    return this.#ring === undefined ? 0 : this.#ring.inFlight;
   }
 
-  setCall(call: Notifier | undefined): void {
+  /** Whether pages of the ring's own mapping are gone. */
+  get faulted(): boolean {
+    return this.#ring?.faulted === true;
+  }
+
+  setCall(call: Signal | undefined): void {
     this.#call?.close();
     this.#call = call;
     // A front end that attaches again may have missed the last notification.
     if (this.#started) call?.signal();
   }
 
-  setErr(err: Notifier | undefined): void {
+  setErr(err: Signal | undefined): void {
     this.#err?.close();
     this.#err = err;
   }
 
-  /**
-   * SET_VRING_KICK: takes the ring into service. On a started ring only the descriptor is replaced.
-   * @param kick taken over when this returns; closed by the caller when it throws
-   * @param inflight this ring's in-flight region, when the front end gave one
-   * @throws RingError, MemoryError - the ring cannot be used as described
-   */
-  start(kick: Notifier | undefined, features: VringFeatures, inflight: ArrayBuffer | undefined): void {
-    const watch = kick === undefined ? undefined : watchReadable(kick.fd, () => this.#onKick(kick));
-    try {
-      if (!this.#started) this.place(features, inflight);
-    } catch (error) {
-      watch?.close();
-      throw error;
-    }
-    this.#closeKick();
-    this.#kick = kick;
-    this.#kickWatch = watch;
-    this.polled = kick === undefined;
-    if (this.#started) return;
+  /** SET_VRING_KICK: takes the ring into service. @throws RingError, MemoryError - it cannot be used as described */
+  start(settings: RingSettings): void {
+    this.#settings = settings;
+    this.place();
     this.#started = true;
     this.broken = false;
     this.held = false;
@@ -200,41 +203,54 @@ export class Vring {
     this.host.attachment.ringChanged(this);
   }
 
+  /** Takes over where the driver's notifications come from. @param polled nobody will kick */
+  setKick(kick: Notifier | undefined, polled: boolean): void {
+    this.#closeKick();
+    this.#kick = kick;
+    if (kick !== undefined) this.#kickWatch = watchReadable(kick.fd, () => this.#onKick(kick));
+    this.polled = polled;
+  }
+
+  /** SET_VRING_ADDR on a started ring: it lies elsewhere from now on, or is logged. @throws RingError, MemoryError */
+  async relocate(settings: Pick<RingSettings, 'addresses' | 'usedLog'>): Promise<void> {
+    await this.displace();
+    this.#settings = { ...this.#settings, ...settings };
+    this.place();
+  }
+
   /**
-   * Finds the ring in guest memory and goes on at `base`, or where the in-flight region says.
+   * Finds the ring in guest memory and goes on at its base, or where the in-flight region says. A ring that the front end
+   * has to be asked for waits for the answer.
    * @throws RingError, MemoryError - it is not there
    */
-  place(features: VringFeatures, inflight: ArrayBuffer | undefined): void {
-    const { memory, log, attachment } = this.host;
+  place(): void {
+    const { attachment, log } = this.host;
     this.#traits = attachment.ringTraits(this.index);
-    if (this.addresses === undefined) throw new RingError(`vring ${this.index} was started without SET_VRING_ADDR`);
-    const queue = new SplitQueue(memory, { size: this.size, addresses: this.addresses, ...features });
-    this.chain = new DescriptorChain(memory, this.size);
-    this.#inflight = inflight === undefined ? undefined : new InflightQueue(inflight, this.size);
-    const recovered = this.#inflight?.recover(queue.nextUsed);
-    this.#resubmit = recovered?.heads ?? [];
-    this.#resubmitted = 0;
-    queue.seek(recovered?.nextAvail ?? this.base);
-    if (this.#resubmit.length > 0) {
-      log.info({ vring: this.index }, `vring ${this.index}: resubmitting ${this.#resubmit.length} requests in flight`);
+    try {
+      this.#ring = new PlacedRing(this.host, this.index, this.#settings);
+    } catch (error) {
+      if (!(error instanceof TranslationMissing)) throw error;
+      this.host.requestTranslations(error.missing);
+      return;
     }
-    this.#queue = queue;
+    this.chain = this.#ring.chain;
+    const { resubmits } = this.#ring;
+    if (resubmits === 0) return;
+    log.info({ vring: this.index }, `vring ${this.index}: resubmitting ${resubmits} requests in flight`);
   }
 
   /** Drains the ring and lets go of its memory, without leaving service: `place` goes on where it was. */
   async displace(): Promise<void> {
     await this.#drain();
-    const queue = this.#queue;
-    if (queue === undefined) return;
-    // Buffers that an earlier life of the daemon fetched and nobody filled are the ring's next ones.
-    const unfilled = this.#resubmit.slice(this.#resubmitted);
-    for (const head of unfilled) this.#inflight?.unfetch(head);
-    this.base = (queue.nextAvail - unfilled.length) & 0xffff;
-    // Whoever serves the ring next must not find us asking not to be kicked.
-    queue.enableKicks();
-    this.#queue = undefined;
-    this.#inflight = undefined;
-    this.chain = NO_CHAIN;
+    if (this.#ring === undefined) return;
+    this.#settings = { ...this.#settings, base: this.#ring.release() };
+    this.#ring = undefined;
+    this.chain = EMPTY_CHAIN;
+  }
+
+  /** The front end answered: what waits for a translation is looked at again. */
+  translationsChanged(): void {
+    this.#untranslated = false;
   }
 
   #onKick(kick: Notifier): void {
@@ -249,21 +265,19 @@ export class Vring {
     this.#kick = undefined;
   }
 
-  /** Takes the next chain into `chain`. False when there is none, or the ring just broke. */
+  /** Takes the next chain into `chain`. False when there is none, when it has to wait, or when the ring just broke. */
   pop(): boolean {
-    const queue = this.#queue as SplitQueue;
-    if (this.#resubmitted < this.#resubmit.length) {
-      queue.take(this.#resubmit[this.#resubmitted] as number, this.chain);
-      this.#resubmitted += 1;
+    const ring = this.#ring as PlacedRing;
+    const result = ring.pop(this.#enabled || this.#traits.runsDisabled);
+    if (result === CHAIN_TAKEN) {
+      // A denial is good for the chain that met it: the guest may map the page later, and nobody would tell us.
+      if (ring.chain.fault !== NO_FAULT) this.host.iotlb?.forgetDenied();
       return true;
     }
-    if (!this.#enabled && !this.#traits.runsDisabled) return false;
-    const result = queue.pop(this.chain);
-    if (result === 1) {
-      this.#inflight?.fetch(this.chain.head);
-      return true;
-    }
-    if (result < 0) this.#break(describeFault(result));
+    if (result === CHAIN_UNTRANSLATED) {
+      this.#untranslated = true;
+      this.host.requestTranslations(ring.chain.missing);
+    } else if (result < 0) this.#break(describeFault(result));
     return false;
   }
 
@@ -272,15 +286,7 @@ export class Vring {
    * was pushed.
    */
   unpop(head: number): void {
-    const queue = this.#queue as SplitQueue;
-    // Heads of an earlier life are taken before any of the ring, so they are given back after those.
-    if (this.#resubmitted > 0 && this.#resubmit[this.#resubmitted - 1] === head) {
-      queue.release(head);
-      this.#resubmitted -= 1;
-      return;
-    }
-    queue.untake(head);
-    this.#inflight?.unfetch(head);
+    (this.#ring as PlacedRing).unpop(head);
   }
 
   #break(reason: string): void {
@@ -302,17 +308,21 @@ export class Vring {
 
   /** Stages the end of a request: `length` bytes were written to the chain of `head`. */
   push(head: number, length: number): void {
-    (this.#queue as SplitQueue).push(head, length);
-    this.#inflight?.complete(head);
-    this.#staged += 1;
+    // A request that failed may have written more than it says.
+    const logged = this.#traits.offersBuffers ? length : Number.POSITIVE_INFINITY;
+    (this.#ring as PlacedRing).push(head, length, logged);
   }
 
   /** Publishes what is staged, and tells the driver if it wants to know; a little later if that pays and `mayHold`. */
   flush(mayHold: boolean): void {
-    if (this.#staged > 0) this.#publish();
+    const ring = this.#ring;
+    if (ring !== undefined && ring.staged > 0) {
+      this.#untold += ring.staged;
+      ring.publish();
+    }
     if (this.#untold > 0) {
       const hold = mayHold && !this.#traits.offersBuffers && this.#untold < MAX_UNTOLD && this.runnable;
-      if (hold && (this.#queue as SplitQueue).backlog > 2 * this.#untold) return;
+      if (hold && this.offers(2 * this.#untold + 1)) return;
       this.tell();
     }
     if (this.#draining !== undefined && this.inFlight === 0) this.#draining.resolve();
@@ -321,77 +331,59 @@ export class Vring {
   /** Tells the driver of what was published, if it wants to know: the end of a hold, at the latest before sleeping. */
   tell(): void {
     if (this.#untold === 0) return;
-    const queue = this.#queue as SplitQueue;
     this.#untold = 0;
-    if (queue.needsNotification()) this.#call?.signal();
-  }
-
-  #publish(): void {
-    const queue = this.#queue as SplitQueue;
-    queue.publish();
-    this.#inflight?.commit(queue.publishedUsed);
-    this.#untold += this.#staged;
-    this.#staged = 0;
-    // Those that are in flight still may be given back.
-    if (this.#resubmitted === 0 || this.#resubmitted < this.#resubmit.length || this.inFlight > 0) return;
-    this.#resubmit = [];
-    this.#resubmitted = 0;
+    if ((this.#ring as PlacedRing).needsNotification()) this.#call?.signal();
   }
 
   disableKicks(): void {
-    if (this.runnable) this.#queue?.disableKicks();
+    if (this.runnable) this.#ring?.disableKicks();
   }
 
   /** Before sleeping: returns true when work came meanwhile. Buffers are asked for when there are too few of them. */
   enableKicks(): boolean {
     if (!this.runnable) return false;
-    const queue = this.#queue as SplitQueue;
-    if (!this.#traits.offersBuffers) return queue.enableKicks();
-    return this.#shortAt >= 0 && queue.enableKicks(this.#shortAt);
+    const ring = this.#ring as PlacedRing;
+    if (!this.#traits.offersBuffers) return ring.enableKicks();
+    return this.#shortAt >= 0 && ring.enableKicks(this.#shortAt);
   }
 
   /** Takes no more requests and waits for those in flight. */
   async #drain(): Promise<void> {
     // Requests of an earlier life of the daemon are finished too: the driver is not asked for them again.
     this.#finishing = true;
-    while (!this.#traits.offersBuffers && this.#resubmitted < this.#resubmit.length && this.runnable) {
+    while (!this.#traits.offersBuffers && this.#ring?.hasResubmits === true && this.runnable) {
       this.host.wake();
       await new Promise((resolve) => setImmediate(resolve));
     }
     this.#finishing = false;
-    if (this.#queue === undefined || (this.inFlight === 0 && this.#staged === 0 && this.#untold === 0)) return;
-    if (this.#draining === undefined) {
-      const { promise, resolve } = deferred();
-      this.#draining = { promise, resolve };
-    }
+    if (this.#ring === undefined || (this.inFlight === 0 && this.#ring.staged === 0 && this.#untold === 0)) return;
+    this.#draining ??= deferred();
     const { promise } = this.#draining;
     this.host.wake();
     await promise;
     this.#draining = undefined;
   }
 
-  /** GET_VRING_BASE: drains the ring and leaves service. Returns the next available index. */
+  /** GET_VRING_BASE: drains the ring and leaves service. Returns where it stands. */
   async stop(): Promise<number> {
     await this.displace();
-    this.#resubmit = [];
-    this.#resubmitted = 0;
+    const { base } = this.#settings;
+    this.#settings = NOTHING;
+    this.#untranslated = false;
     this.#closeKick();
     if (this.#started) {
       this.#started = false;
       this.host.attachment.ringChanged(this);
     }
-    return this.base;
+    return base;
   }
 
-  /** Stops, forgets everything a front end configured, and closes its descriptors. */
+  /** Stops, forgets what a front end configured, and closes its descriptors. */
   async reset(): Promise<void> {
     await this.stop();
     this.setCall(undefined);
     this.setErr(undefined);
     this.enabled = false;
     this.broken = false;
-    this.size = 0;
-    this.base = 0;
-    this.addresses = undefined;
   }
 }

@@ -16,7 +16,7 @@ import {
   VIRTIO_NET_S_ANNOUNCE,
 } from '../../protocol/virtio/net.ts';
 import { hasFeature, VIRTIO_F_VERSION_1 } from '../../protocol/virtio/reserved-features.ts';
-import type { Attachment } from '../core/device.ts';
+import type { Attachment, RingAttachment } from '../core/device.ts';
 import { REQUEST_RING, type RingTraits } from '../core/ring-traits.ts';
 import type { Vring } from '../core/vring.ts';
 import { GUEST_OFFLOADS, hasSegmentation, tapOffloads } from './config-space.ts';
@@ -31,7 +31,8 @@ const TRANSMIT_RING: RingTraits = { offersBuffers: false, runsDisabled: true };
 /** Two tags of 4 bytes. */
 const VLAN_BYTES = 8;
 
-export class NetAttachment implements Attachment, Controlled {
+export class NetAttachment implements Attachment<NetAttachment>, RingAttachment, Controlled {
+  readonly shared = this;
   readonly #device: NetDevice;
   #accepted = 0n;
   /** What the driver takes of the TAP: TUN_F_ bits. */

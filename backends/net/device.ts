@@ -9,7 +9,7 @@ import { supportsNowait } from '../../protocol/sys/tap.ts';
 import { VHOST_USER_PROTOCOL_F_MTU, VHOST_USER_PROTOCOL_F_RARP } from '../../protocol/vhost-user/features.ts';
 import { VIRTIO_NET_S_LINK_UP } from '../../protocol/virtio/net.ts';
 import { featureMask } from '../../protocol/virtio/reserved-features.ts';
-import type { Device } from '../core/device.ts';
+import type { DataPath, Device } from '../core/device.ts';
 import type { Logger } from '../core/logging.ts';
 import type { Vring } from '../core/vring.ts';
 import { NetAttachment } from './attachment.ts';
@@ -26,7 +26,7 @@ import { rarpAnnouncement } from './rarp.ts';
 import type { Tap } from './tap.ts';
 import { TapPort } from './tap-port.ts';
 
-export class NetDevice implements Device {
+export class NetDevice implements Device<NetAttachment>, DataPath<NetAttachment> {
   readonly type = 'net';
   readonly maxQueues: number;
   readonly features: bigint;
@@ -106,6 +106,14 @@ export class NetDevice implements Device {
     return new NetAttachment(this);
   }
 
+  openDataPath(): this {
+    return this;
+  }
+
+  serve(attachment: NetAttachment): NetAttachment {
+    return attachment;
+  }
+
   /** Whether packets can pass now. */
   get #engineWithLink(): Engine | undefined {
     return this.tap === undefined || this.tap.running ? this.#engine : undefined;
@@ -127,9 +135,8 @@ export class NetDevice implements Device {
   /** A driver that brings the first buffers to a pair begins to use it. Returns whether it does. */
   #beginToUse(pair: QueuePair, vring: Vring, attachment: NetAttachment): boolean {
     if (!pair.usable || pair.index >= attachment.activePairs) return false;
-    const { backlog } = vring;
-    if (backlog === 0) vring.noteShort();
-    else this.#attach(pair);
+    if (vring.offers(1)) this.#attach(pair);
+    else vring.noteShort();
     return pair.attached;
   }
 
@@ -261,6 +268,8 @@ export class NetDevice implements Device {
     const result = this.#port?.send(rarpAnnouncement(address)) ?? 0;
     if (result < 0) this.counters.noteError(-result);
   }
+
+  shutDown(): void {}
 
   reload(): void {
     this.tap?.reload();

@@ -1,7 +1,7 @@
 /** What one front end negotiated of the socket device, and what its rings are. */
 
 import { VIRTIO_VSOCK_TX_QUEUE } from '../../protocol/virtio/vsock.ts';
-import type { Attachment } from '../core/device.ts';
+import type { Attachment, RingAttachment } from '../core/device.ts';
 import { REQUEST_RING, type RingTraits } from '../core/ring-traits.ts';
 import type { Vring } from '../core/vring.ts';
 import { encodeVsockConfig } from './config-space.ts';
@@ -9,7 +9,8 @@ import type { VsockDevice } from './device.ts';
 
 const BUFFER_RING: RingTraits = { offersBuffers: true, runsDisabled: false };
 
-export class VsockAttachment implements Attachment {
+export class VsockAttachment implements Attachment<VsockAttachment>, RingAttachment {
+  readonly shared = this;
   readonly #device: VsockDevice;
   /** Virtio feature bits that the driver accepted. */
   features = 0n;

@@ -14,7 +14,7 @@ import {
   VIRTIO_VSOCK_TX_QUEUE,
 } from '../../protocol/virtio/vsock.ts';
 import { NO_FAULT } from '../../protocol/virtqueue/faults.ts';
-import type { Device } from '../core/device.ts';
+import type { DataPath, Device } from '../core/device.ts';
 import type { Logger } from '../core/logging.ts';
 import type { Vring } from '../core/vring.ts';
 import { VsockAttachment } from './attachment.ts';
@@ -41,16 +41,17 @@ const EVENT = new Uint8Array(new Uint32Array([VIRTIO_VSOCK_EVENT_TRANSPORT_RESET
 /** Buffers of the event queue that are given back unused in one pass, because they are none. */
 const MAX_REFUSED_EVENTS = 64;
 
-export class VsockDevice implements Device {
+export class VsockDevice implements Device<VsockAttachment>, DataPath<VsockAttachment> {
   readonly type = 'vsock';
   readonly maxQueues = VIRTIO_VSOCK_QUEUES;
   readonly features = VSOCK_FEATURES;
   readonly protocolFeatures = 0n;
+  onConfigChange: () => void = () => undefined;
+
   readonly budget = TRANSMIT_LOT;
   readonly mustPoll = false;
   readonly isFull = false;
   onCompletion: () => void = () => undefined;
-  onConfigChange: () => void = () => undefined;
 
   readonly guestCid: number;
   readonly counters = new Counters();
@@ -91,6 +92,15 @@ export class VsockDevice implements Device {
 
   attach(): VsockAttachment {
     return new VsockAttachment(this);
+  }
+
+  /** The connections of a guest are one state, which one thread keeps. */
+  openDataPath(): this {
+    return this;
+  }
+
+  serve(attachment: VsockAttachment): VsockAttachment {
+    return attachment;
   }
 
   ringChanged(attachment: VsockAttachment, vring: Vring): void {
@@ -154,6 +164,8 @@ export class VsockDevice implements Device {
 
   /** The sockets of the host wake the pump by themselves. */
   arm(): void {}
+
+  shutDown(): void {}
 
   reload(): void {}
 

@@ -13,7 +13,7 @@
  * once, check the copy, use the copy.
  */
 
-import { SharedMapping } from '../sys/mapping.ts';
+import { BorrowedMapping, isHugePageFile, type Mapping, type SharedExtent, SharedMapping } from '../sys/mapping.ts';
 import { type OwnedFd, S_IFREG, statFd } from '../sys/owned-fd.ts';
 import { MemoryError } from './memory-error.ts';
 
@@ -32,24 +32,61 @@ export interface RegionDescription {
   readonly mmapOffset: number;
 }
 
+/** A mapped region as plain data, for a message to another thread. `offset` is where it starts in the extent. */
+export interface SharedRegion {
+  readonly description: RegionDescription;
+  readonly extent: SharedExtent;
+  readonly offset: number;
+  readonly hugePages: boolean;
+}
+
 /** A mapped region. Owned by its GuestMemory. */
 export class MemoryRegion {
+  readonly description: RegionDescription;
   readonly start: number;
   readonly end: number;
   readonly userStart: number;
   /** Add to a guest address of this region to get its host address. */
   readonly hostDelta: number;
-  readonly mapping: SharedMapping;
+  readonly mapping: Mapping;
+  /** Its file is of huge pages: smaller ones of it cannot be mapped elsewhere. */
+  readonly hugePages: boolean;
   readonly #mappingOffset: number;
   readonly #windows: (DataView | undefined)[] = [];
 
-  constructor(description: RegionDescription, mapping: SharedMapping, mappingOffset: number) {
+  constructor(description: RegionDescription, mapping: Mapping, mappingOffset: number, hugePages: boolean) {
+    this.hugePages = hugePages;
+    this.description = description;
     this.start = description.guestAddress;
     this.end = description.guestAddress + description.size;
     this.userStart = description.userAddress;
     this.mapping = mapping;
     this.#mappingOffset = mappingOffset;
     this.hostDelta = mapping.address + mappingOffset - description.guestAddress;
+  }
+
+  /** For another thread of this process: it borrows the mapping and is to be done with it before this one ends. */
+  share(): SharedRegion {
+    return {
+      description: this.description,
+      extent: this.mapping.share(),
+      offset: this.#mappingOffset,
+      hugePages: this.hugePages,
+    };
+  }
+
+  /** Whether this is the region that `share` described. */
+  is({ description, extent, offset }: SharedRegion): boolean {
+    const own = this.mapping.share();
+    return (
+      own.address === extent.address &&
+      own.length === extent.length &&
+      own.faultSlot === extent.faultSlot &&
+      offset === this.#mappingOffset &&
+      description.guestAddress === this.start &&
+      description.size === this.end - this.start &&
+      description.userAddress === this.userStart
+    );
   }
 
   /** The window that holds 512 MiB from the given offset, as far as the region goes. */
@@ -76,8 +113,12 @@ export class GuestMemory {
   view: DataView = new DataView(new ArrayBuffer(0));
   offset = 0;
 
+  /** Changes whenever a region comes or goes: what was resolved before must be resolved again. */
+  generation = 0;
+
   /** Sorted by guest address. */
   #regions: MemoryRegion[] = [];
+  #byUser: MemoryRegion[] = [];
   #last: MemoryRegion | undefined;
 
   get regions(): readonly MemoryRegion[] {
@@ -105,10 +146,41 @@ export class GuestMemory {
     const lead = mmapOffset % page;
     const length = Math.ceil((lead + size) / page) * page;
     const mapped = mmapOffset - lead + length <= stat.size ? length : lead + size;
-    const region = new MemoryRegion(description, new SharedMapping(fd.fd, mmapOffset - lead, mapped), lead);
-    this.#regions.push(region);
-    this.#regions.sort((a, b) => a.start - b.start);
+    const hugePages = isHugePageFile(fd.fd);
+    const region = new MemoryRegion(description, new SharedMapping(fd.fd, mmapOffset - lead, mapped), lead, hugePages);
+    this.#set([...this.#regions, region]);
     return region;
+  }
+
+  /**
+   * Borrows the regions of another GuestMemory of this process, in the place of what was here; a region that stays keeps its
+   * views. Their owner keeps them mapped until this has let go of them.
+   */
+  adopt(regions: readonly SharedRegion[]): void {
+    const old = this.#regions;
+    const kept = new Set<MemoryRegion>();
+    this.#set(
+      regions.map((shared) => {
+        const same = old.find((region) => region.is(shared));
+        if (same !== undefined) kept.add(same);
+        if (same !== undefined) return same;
+        return new MemoryRegion(
+          shared.description,
+          new BorrowedMapping(shared.extent),
+          shared.offset,
+          shared.hugePages,
+        );
+      }),
+    );
+    for (const region of old) if (!kept.has(region)) region.mapping.retire();
+  }
+
+  #set(regions: MemoryRegion[]): void {
+    this.#regions = regions.sort((a, b) => a.start - b.start);
+    this.#byUser = [...regions].sort((a, b) => a.userStart - b.userStart);
+    this.#last = undefined;
+    this.view = new DataView(new ArrayBuffer(0));
+    this.generation += 1;
   }
 
   #check({ guestAddress, size, userAddress, mmapOffset }: RegionDescription): void {
@@ -141,22 +213,20 @@ export class GuestMemory {
 
   /** Unmaps a region. The caller has drained what uses it. */
   remove(region: MemoryRegion): void {
-    this.#regions = this.#regions.filter((r) => r !== region);
-    this.#forget();
+    this.#set(this.#regions.filter((r) => r !== region));
     region.mapping.retire();
   }
 
   /** Unmaps everything. The caller has drained what uses it. */
   clear(): void {
     const regions = this.#regions;
-    this.#regions = [];
-    this.#forget();
+    this.#set([]);
     for (const region of regions) region.mapping.retire();
   }
 
-  #forget(): void {
-    this.#last = undefined;
-    this.view = new DataView(new ArrayBuffer(0));
+  /** The first guest address above all regions. */
+  get end(): number {
+    return this.#regions.at(-1)?.end ?? 0;
   }
 
   /** Whether a front end took pages of a mapped region away. */
@@ -182,6 +252,22 @@ export class GuestMemory {
         this.#last = region;
         return region;
       }
+    }
+    return undefined;
+  }
+
+  /** The region of a user address of the front end, or undefined. */
+  findUser(userAddress: number): MemoryRegion | undefined {
+    const regions = this.#byUser;
+    let low = 0;
+    let high = regions.length - 1;
+    while (low <= high) {
+      const middle = (low + high) >> 1;
+      const region = regions[middle] as MemoryRegion;
+      const offset = userAddress - region.userStart;
+      if (offset < 0) high = middle - 1;
+      else if (offset >= region.end - region.start) low = middle + 1;
+      else return region;
     }
     return undefined;
   }
@@ -236,11 +322,10 @@ export class GuestMemory {
    * @throws MemoryError - they do not
    */
   fromUserAddress(userAddress: number, length: number, what: string): number {
-    for (const region of this.#regions) {
-      const offset = userAddress - region.userStart;
-      if (offset >= 0 && offset < region.end - region.start && length <= region.end - region.start - offset) {
-        return region.start + offset;
-      }
+    const region = this.findUser(userAddress);
+    if (region !== undefined) {
+      const guestAddress = region.start + (userAddress - region.userStart);
+      if (length <= region.end - guestAddress) return guestAddress;
     }
     throw new MemoryError(
       `${what}: ${length} bytes at user address 0x${userAddress.toString(16)} are not in one region`,

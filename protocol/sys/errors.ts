@@ -56,6 +56,8 @@ export class SysError extends Error {
   readonly code: string;
   readonly errno: number;
   readonly syscall: string;
+  /** On what. */
+  readonly what: string | undefined;
 
   constructor(syscall: string, errno: number, what?: string) {
     const where = what === undefined ? syscall : `${syscall} ${what}`;
@@ -63,5 +65,6 @@ export class SysError extends Error {
     this.code = errnoName(errno);
     this.errno = errno;
     this.syscall = syscall;
+    this.what = what;
   }
 }

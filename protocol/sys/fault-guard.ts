@@ -5,21 +5,29 @@
  * that owns the mapping can be closed at the next look. A fault outside every guarded range keeps its default action.
  * See docs/adr/0004-truncated-guest-memory.md.
  *
- * Table, one page, read by the handler:
+ * Handler and table are the process's, whichever of its threads came first: this module exists once a thread, and later
+ * ones find the table through the handler that is installed. The main thread comes first, before it starts others.
+ *
+ * Table, read by the handler on any thread:
  *
  *     0   u64  number of slots in use (high-water mark)
  *     16  struct kernel_sigaction, all zero = SIG_DFL (32 bytes)
- *     64  slot[i] = { start u64, end u64, faulted u32, reserved u32, reserved u64 }
+ *     64  slot[i] = { start u64, end u64, faulted u32, taken u32, reserved u64 }
+ *
+ * While a slot changes its range is empty: `end` is set last and cleared first.
  */
 
 import { ENOMEM, SysError } from './errors.ts';
-import { allocatePinned, type PinnedMemory } from './pinned.ts';
-import { installMachineCodeHandler, machineCodeHandlersAvailable } from './signal-handler.ts';
+import { viewMemory } from './libc.ts';
+import { allocatePinned, PinnedMemory } from './pinned.ts';
+import { installedHandler, installMachineCodeHandler, machineCodeHandlersAvailable } from './signal-handler.ts';
 
 const SIGBUS = 7;
 const SLOT_BYTES = 32;
 const SLOT_START = 64;
 const MAX_SLOTS = 2048;
+const TABLE_BYTES = SLOT_START + MAX_SLOTS * SLOT_BYTES;
+const PAGE_BYTES = 4096;
 
 /** x86-64, System V: handler(rdi = signal, rsi = siginfo). `TABLE` stands for the table's address (8 bytes). */
 const TABLE = -1;
@@ -49,9 +57,13 @@ const HANDLER_X64: readonly number[] = [
   ...[0xb8, 0x0d, 0, 0, 0, 0x0f, 0x05, 0xc3], //     mov eax, SYS_rt_sigaction; syscall; ret
 ];
 
-let table: PinnedMemory | undefined;
-const freeSlots: number[] = [];
-let slotsUsed = 0;
+interface Table {
+  readonly memory: PinnedMemory;
+  /** The same as 32-bit words, for what threads compete for. */
+  readonly words: Int32Array;
+}
+
+let table: Table | undefined;
 
 function encodeHandler(tableAddress: number): Uint8Array {
   const address = new Uint8Array(new BigUint64Array([BigInt(tableAddress)]).buffer);
@@ -61,11 +73,39 @@ function encodeHandler(tableAddress: number): Uint8Array {
 /** Whether this machine's architecture has a handler; where not, a truncated region ends the daemon. */
 export const faultGuardAvailable = machineCodeHandlersAvailable;
 
+/** The table of the handler that another thread of this process installed. */
+function findTable(): PinnedMemory | undefined {
+  const handler = installedHandler(SIGBUS);
+  // Ours lies at the beginning of a page; whatever lies there, a handler's page can be read.
+  if (handler < PAGE_BYTES || handler % PAGE_BYTES !== 0) return undefined;
+  const code = new Uint8Array(viewMemory(handler, PAGE_BYTES));
+  const address = Number(new DataView(code.buffer).getBigUint64(HANDLER_X64.indexOf(TABLE), true));
+  if (!encodeHandler(address).every((byte, i) => byte === code[i])) return undefined;
+  return new PinnedMemory(address, viewMemory(address, TABLE_BYTES), 0, TABLE_BYTES);
+}
+
+function installTable(): PinnedMemory {
+  const memory = allocatePinned(TABLE_BYTES);
+  installMachineCodeHandler(SIGBUS, encodeHandler(memory.address), 'SIGBUS');
+  return memory;
+}
+
 /** Installs the SIGBUS handler of the process, once. A no-op where the architecture has none. */
 export function installFaultGuard(): void {
   if (table !== undefined || !faultGuardAvailable) return;
-  table = allocatePinned(SLOT_START + MAX_SLOTS * SLOT_BYTES);
-  installMachineCodeHandler(SIGBUS, encodeHandler(table.address), 'SIGBUS');
+  const memory = findTable() ?? installTable();
+  table = { memory, words: new Int32Array(memory.bytes.buffer, memory.bytes.byteOffset, TABLE_BYTES / 4) };
+}
+
+const startOf = (slot: number): number => SLOT_START + slot * SLOT_BYTES;
+const faultedWord = (slot: number): number => (startOf(slot) + 16) / 4;
+const takenWord = (slot: number): number => (startOf(slot) + 20) / 4;
+
+function takeSlot({ words }: Table): number {
+  for (let slot = 0; slot < MAX_SLOTS; slot += 1) {
+    if (Atomics.compareExchange(words, takenWord(slot), 0, 1) === 0) return slot;
+  }
+  throw new SysError('mmap', ENOMEM, `of more than ${MAX_SLOTS} shared mappings at once`);
 }
 
 /**
@@ -74,29 +114,26 @@ export function installFaultGuard(): void {
  */
 export function guard(address: number, length: number): number {
   if (table === undefined) return -1;
-  const slot = freeSlots.pop() ?? slotsUsed;
-  if (slot >= MAX_SLOTS) throw new SysError('mmap', ENOMEM, `of more than ${MAX_SLOTS} shared mappings at once`);
-  const offset = SLOT_START + slot * SLOT_BYTES;
-  table.setU64(offset, address);
-  table.setU64(offset + 8, address + length);
-  table.data.setUint32(offset + 16, 0, true);
-  if (slot === slotsUsed) {
-    slotsUsed += 1;
-    table.setU64(0, slotsUsed);
+  const { memory, words } = table;
+  const slot = takeSlot(table);
+  words[faultedWord(slot)] = 0;
+  memory.setU64(startOf(slot), address);
+  memory.setU64(startOf(slot) + 8, address + length);
+  for (let used = Atomics.load(words, 0); used <= slot; used = Atomics.load(words, 0)) {
+    Atomics.compareExchange(words, 0, used, slot + 1);
   }
   return slot;
 }
 
-/** Whether a page of the guarded range was found missing since `guard`. */
+/** Whether a page of the guarded range was found missing since `guard`, on whichever thread. */
 export function hasFaulted(slot: number): boolean {
-  return slot !== -1 && table !== undefined && table.data.getUint32(SLOT_START + slot * SLOT_BYTES + 16, true) !== 0;
+  return slot !== -1 && table !== undefined && table.words[faultedWord(slot)] !== 0;
 }
 
 /** Ends the guard of a slot. The mapping must be gone or anonymous by now. */
 export function unguard(slot: number): void {
   if (slot === -1 || table === undefined) return;
-  const offset = SLOT_START + slot * SLOT_BYTES;
-  table.setU64(offset, 0);
-  table.setU64(offset + 8, 0);
-  freeSlots.push(slot);
+  table.memory.setU64(startOf(slot) + 8, 0);
+  table.memory.setU64(startOf(slot), 0);
+  Atomics.store(table.words, takenWord(slot), 0);
 }

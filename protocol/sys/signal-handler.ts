@@ -15,6 +15,13 @@ const SA_SIGINFO = 4;
 /** Whether handlers can be had on this architecture. */
 export const machineCodeHandlersAvailable = process.arch === 'x64';
 
+/** Address of the process's handler of a signal; 0 is its default action, 1 that it is ignored. @throws SysError */
+export function installedHandler(signal: number): number {
+  const action = allocatePinned(152);
+  checked(libc.sigaction(signal, 0, action.address), 'sigaction', `${signal}`);
+  return Number(action.data.getBigUint64(0, true));
+}
+
 /**
  * Makes `code` (at most a page, System V: rdi = signal, rsi = siginfo) the handler of `signal` in this process, for good.
  * @throws SysError - memory cannot be made executable here

@@ -24,11 +24,15 @@ export const FAULT_INDIRECT_AND_NEXT = 7;
 export const FAULT_INDIRECT_LENGTH = 8;
 export const FAULT_INDIRECT_UNMAPPED = 9;
 export const FAULT_TOO_MANY_BYTES = 10;
+/** No fault of the driver's: the chain can be walked when the front end has sent translations. */
+export const FAULT_TRANSLATION_MISSING = 11;
 
 // Queue faults: negative, so that `pop` can return them.
 export const FAULT_AVAIL_INDEX = -1;
 export const FAULT_HEAD_OUT_OF_RANGE = -2;
 export const FAULT_HEAD_IN_FLIGHT = -3;
+export const FAULT_RING_OVERFULL = -4;
+export const FAULT_CHAIN_UNFINISHED = -5;
 
 const sentences: ReadonlyMap<number, string> = new Map([
   [FAULT_UNMAPPED, 'a buffer is outside of guest memory'],
@@ -41,9 +45,12 @@ const sentences: ReadonlyMap<number, string> = new Map([
   [FAULT_INDIRECT_LENGTH, 'the length of an indirect table is 0 or not a multiple of 16'],
   [FAULT_INDIRECT_UNMAPPED, 'an indirect table is outside of guest memory'],
   [FAULT_TOO_MANY_BYTES, 'the buffers of a chain are 2^32 bytes or more'],
+  [FAULT_TRANSLATION_MISSING, 'an address is not translated yet'],
   [FAULT_AVAIL_INDEX, 'the available index jumped by more than the queue size'],
   [FAULT_HEAD_OUT_OF_RANGE, 'a head index is beyond the descriptor table'],
   [FAULT_HEAD_IN_FLIGHT, 'a head was made available again while it is in flight'],
+  [FAULT_RING_OVERFULL, 'more descriptors are available than the ring has room for'],
+  [FAULT_CHAIN_UNFINISHED, 'a descriptor chain goes on in a descriptor that is not available'],
 ]);
 
 /** The sentence of a fault code. */

@@ -9,7 +9,6 @@
  * looked at again, and used.idx before used_event is read: these two pairs are what keeps a notification from being lost.
  */
 
-import type { GuestMemory } from '../memory/guest-memory.ts';
 import {
   availRingBytes,
   descriptorTableBytes,
@@ -23,34 +22,14 @@ import {
 } from '../virtio/split-ring.ts';
 import type { DescriptorChain } from './chain.ts';
 import { FAULT_AVAIL_INDEX, FAULT_HEAD_IN_FLIGHT, FAULT_HEAD_OUT_OF_RANGE } from './faults.ts';
-
-/** Where a ring lies, in user addresses of the front end. */
-export interface RingAddresses {
-  readonly descriptor: number;
-  readonly available: number;
-  readonly used: number;
-}
-
-export interface SplitQueueOptions {
-  /** Entries, a power of two up to 32768. */
-  readonly size: number;
-  readonly addresses: RingAddresses;
-  readonly indirect: boolean;
-  readonly eventIdx: boolean;
-}
-
-/** A ring cannot be used as described: size, alignment or place. */
-export class RingError extends Error {
-  override readonly name = 'RingError';
-  readonly code = 'RING_SETUP';
-}
+import { RingError, type RingPlacer, type Virtqueue, type VirtqueueOptions } from './virtqueue.ts';
 
 /** Whether a split queue can have this size. */
 export function isSplitQueueSize(size: number): boolean {
   return size > 0 && size <= VIRTQ_MAX_SIZE && (size & (size - 1)) === 0;
 }
 
-export class SplitQueue {
+export class SplitQueue implements Virtqueue {
   readonly size: number;
   /** Next index of the available ring to take, free-running 16 bits. */
   nextAvail = 0;
@@ -73,28 +52,24 @@ export class SplitQueue {
   #signalledUsed: number;
   #availSeen = 0;
 
-  /** @throws RingError, MemoryError - the ring cannot lie there */
-  constructor(memory: GuestMemory, options: SplitQueueOptions) {
-    const { size, addresses } = options;
+  /** @throws RingError, MemoryError, and what `place` throws - the ring cannot lie there */
+  constructor(place: RingPlacer, { size, addresses, indirect, eventIdx }: VirtqueueOptions) {
     if (!isSplitQueueSize(size)) {
       throw new RingError(`queue size ${size}: a power of two up to ${VIRTQ_MAX_SIZE} is possible`);
     }
     this.size = size;
     this.#mask = size - 1;
-    this.#indirect = options.indirect;
-    this.#eventIdx = options.eventIdx;
-    const place = (address: number, length: number, align: number, what: string): ArrayBuffer => {
-      const guest = memory.fromUserAddress(address, length, what);
-      const region = memory.find(guest);
-      if (region === undefined) throw new RingError(`${what} at user address 0x${address.toString(16)} is not mapped`);
-      if ((guest + region.hostDelta) % align !== 0) {
-        throw new RingError(`${what} at user address 0x${address.toString(16)} is not aligned to ${align} bytes`);
-      }
-      return region.view(guest, length);
-    };
-    const descriptors = place(addresses.descriptor, descriptorTableBytes(size), VIRTQ_DESC_ALIGN, 'descriptor table');
-    const avail = place(addresses.available, availRingBytes(size), VIRTQ_AVAIL_ALIGN, 'available ring');
-    const used = place(addresses.used, usedRingBytes(size), VIRTQ_USED_ALIGN, 'used ring');
+    this.#indirect = indirect;
+    this.#eventIdx = eventIdx;
+    const descriptors = place(
+      addresses.descriptor,
+      descriptorTableBytes(size),
+      VIRTQ_DESC_ALIGN,
+      'descriptor table',
+      false,
+    );
+    const avail = place(addresses.available, availRingBytes(size), VIRTQ_AVAIL_ALIGN, 'available ring', false);
+    const used = place(addresses.used, usedRingBytes(size), VIRTQ_USED_ALIGN, 'used ring', true);
     this.#descriptors = new DataView(descriptors);
     this.#avail = new Uint16Array(avail);
     this.#used16 = new Uint16Array(used);
@@ -112,16 +87,24 @@ export class SplitQueue {
     return this.#publishedUsed;
   }
 
-  /** Starts taking heads at this available index. */
-  seek(nextAvail: number): void {
-    this.nextAvail = nextAvail & 0xffff;
+  /** The next available index; the used index is in memory. */
+  get base(): number {
+    return this.nextAvail;
+  }
+
+  get hasPast(): boolean {
+    return this.nextAvail !== 0 || this.nextUsed !== 0;
+  }
+
+  get position(): number {
+    return this.nextAvail;
+  }
+
+  seek(base: number): void {
+    this.nextAvail = base & 0xffff;
     this.#availSeen = this.nextAvail;
   }
 
-  /**
-   * Takes the next head and walks its chain. Returns 1 with the chain filled, 0 when the ring is empty, or a negative
-   * queue fault. A chain fault is in `chain.fault`, and its head is taken: push it back.
-   */
   pop(chain: DescriptorChain): number {
     if (this.#availSeen === this.nextAvail) {
       // Acquire: ring entries up to this index are visible. Loaded once for all heads it announces.
@@ -145,24 +128,20 @@ export class SplitQueue {
     chain.walk(head, this.#descriptors, this.size, this.#indirect);
   }
 
-  /** Gives the head that was taken last back to the ring, as if it had not been taken. Not for heads of `take`. */
   untake(head: number): void {
     this.nextAvail = (this.nextAvail - 1) & 0xffff;
     this.release(head);
   }
 
-  /** Forgets that a head is in flight, without an entry in the used ring. */
   release(head: number): void {
     this.#taken[head] = 0;
     this.inFlight -= 1;
   }
 
-  /** Heads that the driver made available and nobody took. */
-  get backlog(): number {
-    return (Atomics.load(this.#avail, 1) - this.nextAvail) & 0xffff;
+  offers(count: number): boolean {
+    return ((Atomics.load(this.#avail, 1) - this.nextAvail) & 0xffff) >= count;
   }
 
-  /** Stages a used entry: `length` is how many bytes were written to the chain's writable buffers. */
   push(head: number, length: number): void {
     this.#taken[head] = 0;
     this.inFlight -= 1;
@@ -172,7 +151,6 @@ export class SplitQueue {
     this.nextUsed = (this.nextUsed + 1) & 0xffff;
   }
 
-  /** Makes staged entries visible to the driver. */
   publish(): void {
     if (this.#publishedUsed === this.nextUsed) return;
     this.#publishedUsed = this.nextUsed;
@@ -180,7 +158,6 @@ export class SplitQueue {
     Atomics.store(this.#used16, 1, this.nextUsed);
   }
 
-  /** Whether the driver wants to be told of what was published since the last call that returned true. */
   needsNotification(): boolean {
     const old = this.#signalledUsed;
     const now = this.#publishedUsed;
@@ -194,18 +171,14 @@ export class SplitQueue {
     return (Atomics.load(this.#avail, 0) & VIRTQ_AVAIL_F_NO_INTERRUPT) === 0;
   }
 
-  /** Asks the driver not to kick. With EVENT_IDX an event index left behind does that by itself. */
+  /** With EVENT_IDX an event index left behind does that by itself. */
   disableKicks(): void {
     if (!this.#eventIdx) Atomics.store(this.#used16, 0, VIRTQ_USED_F_NO_NOTIFY);
   }
 
-  /**
-   * Asks for a kick with the head after the available index `known`. Returns true when it is there already: look instead of
-   * sleeping.
-   */
-  enableKicks(known: number = this.nextAvail): boolean {
-    if (this.#eventIdx) Atomics.store(this.#used16, this.#availEventAt, known);
+  enableKicks(position: number = this.nextAvail): boolean {
+    if (this.#eventIdx) Atomics.store(this.#used16, this.#availEventAt, position);
     else Atomics.store(this.#used16, 0, 0);
-    return Atomics.load(this.#avail, 1) !== known;
+    return Atomics.load(this.#avail, 1) !== position;
   }
 }

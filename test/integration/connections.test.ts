@@ -163,6 +163,9 @@ describe('a front end that goes away', () => {
   });
 });
 
+/** A protocol feature that is offered by nobody here. */
+const HOST_NOTIFIER = 11;
+
 describe('messages in an order of their own', () => {
   it('features may come last, memory after the ring addresses', async () => {
     const frontend = daemon().connect();
@@ -227,7 +230,7 @@ describe('messages in an order of their own', () => {
 
   it.each([
     ['features', REQUEST.SET_FEATURES, 63],
-    ['protocol features', REQUEST.SET_PROTOCOL_FEATURES, PROTOCOL.INBAND_NOTIFICATIONS],
+    ['protocol features', REQUEST.SET_PROTOCOL_FEATURES, HOST_NOTIFIER],
   ])('%s that were not offered are refused', async (_, id, bit) => {
     const frontend = await daemon().negotiate();
 

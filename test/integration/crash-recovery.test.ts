@@ -13,7 +13,7 @@ import { cleanupAfterEach } from '../support/cleanup.ts';
 import { prepareRequest, type RequestArea, STATUS, TYPE } from '../support/frontend/blk-request.ts';
 import { eventually } from '../support/frontend/process-probe.ts';
 import { RawFrontend } from '../support/frontend/raw-frontend.ts';
-import { inflight, PROTOCOL, REQUEST, readInflight } from '../support/frontend/wire.ts';
+import { FEATURE, hasBit, inflight, PROTOCOL, REQUEST, readInflight } from '../support/frontend/wire.ts';
 import { createImage } from '../support/image.ts';
 
 const QUEUE_SIZE = 64;
@@ -22,11 +22,12 @@ const BLOCK = 4096;
 const BLOCKS = 256;
 const SHAPE = { mmapSize: 0, mmapOffset: 0, numQueues: 1, queueSize: QUEUE_SIZE };
 /** Without FLUSH every write must be on stable storage before it is returned: they stay in flight for a while. */
-const OPTIONS = {
+const optionsWith = (...features: number[]) => ({
   queueSize: QUEUE_SIZE,
   ramBytes: 4 << 20,
+  features,
   protocolFeatures: [PROTOCOL.INFLIGHT_SHMFD],
-};
+});
 
 const cleanup = cleanupAfterEach();
 
@@ -54,13 +55,14 @@ class WriteLoad {
     return this.#outstanding.size;
   }
 
-  /** Takes what came back. @throws Error - a head that is not in flight, or a write that failed */
+  /** Takes what came back. @throws Error - a head that is not in flight or not its turn, or a write that failed */
   harvest(): void {
-    const ring = this.frontend.ring();
-    for (; ring.seen !== ring.usedIndex; ring.seen = (ring.seen + 1) & 0xffff) {
-      const { id } = ring.usedEntry(ring.seen);
+    const inOrder = hasBit(this.frontend.features, FEATURE.IN_ORDER);
+    for (const { id } of this.frontend.queue().harvest()) {
       const request = this.#outstanding.get(id);
       if (request === undefined) throw new Error(`head ${id} came back, but is not in flight`);
+      const [oldest] = this.#outstanding.keys();
+      if (inOrder && id !== oldest) throw new Error(`head ${id} came back before head ${oldest}`);
       if (request.area.statusByte !== STATUS.OK) throw new Error(`write failed with ${request.area.statusByte}`);
       this.#outstanding.delete(id);
       this.#free.push(id / 3);
@@ -70,7 +72,7 @@ class WriteLoad {
 
   /** Fills the ring up. */
   submit(): void {
-    const ring = this.frontend.ring();
+    const ring = this.frontend.queue();
     const busy = new Set([...this.#outstanding.values()].map(({ block }) => block));
     for (let slot = this.#free.shift(); slot !== undefined; slot = this.#free.shift()) {
       this.submitted += 1;
@@ -124,8 +126,8 @@ const attach = async (frontend: RawFrontend, region: OwnedFd | undefined, base: 
   const shape = readInflight(payload);
   const kept = region ?? fresh;
   await frontend.require(REQUEST.SET_INFLIGHT_FD, inflight(shape), [kept]);
-  await frontend.startRing(frontend.ring(), base);
-  frontend.ring().signal();
+  await frontend.startRing(frontend.queue(), base);
+  frontend.queue().signal();
   return kept;
 };
 
@@ -139,42 +141,69 @@ const expectOnDisk = (image: string, load: WriteLoad): void => {
 };
 
 /** What a front end says as the base: Cloud Hypervisor the available index, QEMU what it saved. */
-const BASES: [string, (frontend: RawFrontend) => number][] = [
+const SPLIT_BASES: [string, (frontend: RawFrontend) => number][] = [
   ['the available index', (frontend) => frontend.ring().availIndex],
   ['the used index', (frontend) => frontend.ring().usedIndex],
   ['0', () => 0],
 ];
 
+/** A packed ring has no indices in memory: QEMU says what it saved, a driver of its own what it knows. */
+const PACKED_BASES: [string, (frontend: RawFrontend) => number][] = [
+  [
+    'where the driver stands',
+    (frontend) => frontend.packedRing().baseAt(frontend.packedRing().availPlace, frontend.packedRing().usedPlace),
+  ],
+  ['the beginning', (frontend) => frontend.packedRing().initialBase],
+];
+
 /** Requests that were in flight at one of the kills. */
 let resubmitted = 0;
+
+/** Kills a daemon four times in the middle of writes. */
+const survive = async (extra: string[], features: number[], baseOf: (frontend: RawFrontend) => number) => {
+  const image = createImage(join(cleanup.directory(), 'disk.img'), BLOCKS * BLOCK);
+  const backend = await BlkBackend.start(cleanup, { image, extra });
+  const load = new WriteLoad(RawFrontend.connect(backend.socket, optionsWith(...features)));
+  cleanup.add(() => load.frontend.close());
+  const region = await attach(load.frontend, undefined, load.frontend.queue().initialBase);
+
+  for (let round = 0; round < 4; round += 1) {
+    await load.run(50 + 37 * round);
+    load.submit();
+    await backend.kill9();
+    await backend.restart();
+    load.frontend = load.frontend.reconnect(backend.socket);
+    await attach(load.frontend, region, baseOf(load.frontend));
+    resubmitted += Number(/resubmitting (\d+)/.exec(backend.log())?.[1] ?? 0);
+  }
+  await load.drain();
+
+  const ring = load.frontend.queue();
+  expect(load.returned).toBe(load.submitted);
+  expect(ring.usedIndex).toBe(load.submitted & 0xffff);
+  expect(await load.frontend.stopRing(ring)).toBe(ring.drainedBase);
+  expectOnDisk(image, load);
+};
 
 describe.each([
   ['io_uring', ['--engine=io_uring']],
   ['io_uring with O_DIRECT', ['--engine=io_uring', '--direct']],
   ['threads', ['--engine=threads']],
-])('a daemon (%s) killed under write load', (_, extra) => {
-  it.each(BASES)('and started again loses and repeats nothing, with %s as the base', async (_base, baseOf) => {
-    const image = createImage(join(cleanup.directory(), 'disk.img'), BLOCKS * BLOCK);
-    const backend = await BlkBackend.start(cleanup, { image, extra });
-    const load = new WriteLoad(RawFrontend.connect(backend.socket, OPTIONS));
-    cleanup.add(() => load.frontend.close());
-    const region = await attach(load.frontend, undefined, 0);
+])('a daemon (%s) killed under write load and started again loses and repeats nothing', (_, extra) => {
+  it.each(SPLIT_BASES)('of a split ring, with %s as the base', async (_base, baseOf) => {
+    await survive(extra, [], baseOf);
+  });
 
-    for (let round = 0; round < 4; round += 1) {
-      await load.run(50 + 37 * round);
-      load.submit();
-      await backend.kill9();
-      await backend.restart();
-      load.frontend = load.frontend.reconnect(backend.socket);
-      await attach(load.frontend, region, baseOf(load.frontend));
-      resubmitted += Number(/resubmitting (\d+)/.exec(backend.log())?.[1] ?? 0);
-    }
-    await load.drain();
+  it.each(PACKED_BASES)('of a packed ring, with %s as the base', async (_base, baseOf) => {
+    await survive(extra, [FEATURE.RING_PACKED], baseOf);
+  });
 
-    expect(load.returned).toBe(load.submitted);
-    expect(load.frontend.ring().usedIndex).toBe(load.submitted & 0xffff);
-    expect(await load.frontend.stopRing(load.frontend.ring())).toBe(load.submitted & 0xffff);
-    expectOnDisk(image, load);
+  it('of a split ring in order', async () => {
+    await survive(extra, [FEATURE.IN_ORDER], (frontend) => frontend.ring().usedIndex);
+  });
+
+  it('of a packed ring in order', async () => {
+    await survive(extra, [FEATURE.RING_PACKED, FEATURE.IN_ORDER], ({ queues }) => queues[0]?.initialBase ?? 0);
   });
 });
 
@@ -184,19 +213,22 @@ describe('of the kills above', () => {
   });
 });
 
-describe('an orderly stop under write load', () => {
+describe.each([
+  ['split', []],
+  ['packed', [FEATURE.RING_PACKED]],
+])('an orderly stop of a %s ring under write load', (_, features) => {
   it('leaves nothing in flight that the next daemon would do again', async () => {
     const image = createImage(join(cleanup.directory(), 'disk.img'), BLOCKS * BLOCK);
     const backend = await BlkBackend.start(cleanup, { image });
-    const load = new WriteLoad(RawFrontend.connect(backend.socket, OPTIONS));
+    const load = new WriteLoad(RawFrontend.connect(backend.socket, optionsWith(...features)));
     cleanup.add(() => load.frontend.close());
-    const region = await attach(load.frontend, undefined, 0);
+    const region = await attach(load.frontend, undefined, load.frontend.queue().initialBase);
     await load.run(100);
 
     await backend.sigterm();
     await backend.restart();
     load.frontend = load.frontend.reconnect(backend.socket);
-    await attach(load.frontend, region, load.frontend.ring().usedIndex);
+    await attach(load.frontend, region, load.frontend.queue().drainedBase);
     await load.run(100);
     await load.drain();
 
@@ -208,18 +240,18 @@ describe('an orderly stop under write load', () => {
   it('by GET_VRING_BASE waits for every request that was taken', async () => {
     const image = createImage(join(cleanup.directory(), 'disk.img'), BLOCKS * BLOCK);
     const backend = await BlkBackend.start(cleanup, { image });
-    const load = new WriteLoad(RawFrontend.connect(backend.socket, OPTIONS));
+    const load = new WriteLoad(RawFrontend.connect(backend.socket, optionsWith(...features)));
     cleanup.add(() => load.frontend.close());
-    const region = await attach(load.frontend, undefined, 0);
+    const region = await attach(load.frontend, undefined, load.frontend.queue().initialBase);
 
     for (let round = 0; round < 20; round += 1) {
       load.submit();
-      const base = await load.frontend.stopRing(load.frontend.ring());
-      expect(base).toBe(load.frontend.ring().usedIndex);
+      const base = await load.frontend.stopRing(load.frontend.queue());
+      expect(base).toBe(load.frontend.queue().drainedBase);
       load.harvest();
       await load.frontend.require(REQUEST.SET_INFLIGHT_FD, inflight({ ...SHAPE, mmapSize: 4096 }), [region]);
-      await load.frontend.startRing(load.frontend.ring(), base);
-      load.frontend.ring().signal();
+      await load.frontend.startRing(load.frontend.queue(), base);
+      load.frontend.queue().signal();
     }
     await load.drain();
 

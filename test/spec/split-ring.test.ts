@@ -5,6 +5,7 @@
 
 import { afterEach, describe, expect, it } from 'vitest';
 import { GuestMemory } from '../../protocol/memory/guest-memory.ts';
+import { RingPlace } from '../../protocol/memory/ring-view.ts';
 import { DescriptorChain, MAX_INDIRECT_CHAIN } from '../../protocol/virtqueue/chain.ts';
 import {
   FAULT_AVAIL_INDEX,
@@ -46,11 +47,13 @@ const createPair = ({ size = 8, eventIdx = false, start = 0 }: PairOptions = {})
     available: ram.user(driver.avail),
     used: ram.user(driver.used),
   };
-  const device = new SplitQueue(memory, { size, addresses, indirect: true, eventIdx });
+  const device = new SplitQueue(new RingPlace(memory).view, { ...FEATURES, size, addresses, eventIdx });
   device.seek(start);
   for (let i = 0; i < size; i += 1) driver.setDescriptor(i, { address: ram.guest(0), length: 16, flags: WRITE });
   return { driver, device, chain: new DescriptorChain(memory, size) };
 };
+
+const FEATURES = { packed: false, indirect: true, eventIdx: false, inOrder: false };
 
 /** Takes everything that is available. */
 const popAll = ({ device, chain }: Pair): number[] => {
@@ -300,15 +303,15 @@ describe('2.7 the place of a ring', () => {
     memory.add({ guestAddress, userAddress, size: length, mmapOffset: 0 }, ram.fd);
     const usedBytes = 6 + 8 * 8;
     const at = (used: number) => ({
+      ...FEATURES,
       size: 8,
       addresses: { descriptor: ram.user(0), available: ram.user(0x1000), used },
-      indirect: false,
-      eventIdx: true,
     });
+    const { view } = new RingPlace(memory);
     const last = (0x1_0000 - usedBytes) & ~3;
 
-    expect(() => new SplitQueue(memory, at(ram.user(last)))).not.toThrow();
-    expect(() => new SplitQueue(memory, at(ram.user(last + 4)))).toThrow(/not in one region/);
+    expect(() => new SplitQueue(view, at(ram.user(last)))).not.toThrow();
+    expect(() => new SplitQueue(view, at(ram.user(last + 4)))).toThrow(/not in one region/);
   });
 });
 

@@ -141,6 +141,8 @@ export function reportToJson(
     blockBytes: options.bs,
     queues: options.queues,
     queueDepth: options.qd,
+    packed: options.packed === true,
+    inOrder: options.inOrder === true,
     rangeBytes,
     seconds: result.elapsedMs / 1000,
     kicks: result.kicks,

@@ -32,7 +32,14 @@ export const timeoutOption = () => option('--timeout <time>', 'how long one answ
 
 /** Options of every command that runs queues. */
 export const queueOptions = () => [
-  option('--queue-size <entries>', 'entries of each queue, a power of two', integer(4, VIRTQ_MAX_SIZE), 256),
+  option(
+    '--queue-size <entries>',
+    'entries of each queue, a power of two unless --packed',
+    integer(4, VIRTQ_MAX_SIZE),
+    256,
+  ),
+  new Option('--packed', 'packed rings instead of split ones (RING_PACKED)'),
+  new Option('--in-order', 'have buffers back in the order of their submission (IN_ORDER)'),
   timeoutOption(),
   option('--reconnect <time>', 'how long to dial a back end that went away, 0: not', duration, 10_000, '10s'),
 ];

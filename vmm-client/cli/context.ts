@@ -30,17 +30,28 @@ export class VerifyError extends Error {
   readonly code = 'VERIFY';
 }
 
-/** Options of every `blk` command. */
-export interface DiskOptions {
+/** Options of every command that runs queues. */
+export interface QueueOptions {
   readonly timeout: number;
   readonly reconnect: number;
-  readonly queues: number;
   readonly queueSize: number;
+  readonly packed?: boolean;
+  readonly inOrder?: boolean;
+}
+
+/** Options of every `blk` command. */
+export interface DiskOptions extends QueueOptions {
+  readonly queues: number;
+}
+
+/** What drivers are told of their rings. */
+export function ringOptions({ queueSize, packed = false, inOrder = false }: QueueOptions) {
+  return { queueSize, packed, inOrder };
 }
 
 /** @throws UsageError - no split queue has that many entries */
-export function checkQueueSize({ queueSize }: { readonly queueSize: number }): void {
-  if ((queueSize & (queueSize - 1)) === 0) return;
+export function checkQueueSize({ queueSize, packed }: QueueOptions): void {
+  if (packed === true || (queueSize & (queueSize - 1)) === 0) return;
   throw new UsageError(`--queue-size ${queueSize} is not a power of two`);
 }
 
@@ -48,7 +59,7 @@ export function checkQueueSize({ queueSize }: { readonly queueSize: number }): v
 export async function connectTo(
   context: CliContext,
   socket: string,
-  { timeout, reconnect }: { readonly timeout: number; readonly reconnect: number },
+  { timeout, reconnect }: Pick<QueueOptions, 'timeout' | 'reconnect'>,
 ): Promise<VhostUserFrontend> {
   const frontend = await VhostUserFrontend.connect(socket, { timeoutMs: timeout, reconnectMs: reconnect });
   frontend.on('disconnect', (error) => context.stderr.write(`ringside: ${error.message}; dialing again\n`));
@@ -61,7 +72,7 @@ export async function connectTo(
 export async function withDriver<D extends { close(): Promise<void> }, T>(
   context: CliContext,
   socket: string,
-  options: { readonly timeout: number; readonly reconnect: number; readonly queueSize: number },
+  options: QueueOptions,
   open: (frontend: VhostUserFrontend) => Promise<D>,
   use: (driver: D) => Promise<T>,
 ): Promise<T> {
@@ -94,9 +105,9 @@ export function withDisk<T>(
   dataBytes: number,
   use: (driver: BlkDriver) => Promise<T>,
 ): Promise<T> {
-  const { queues, queueSize, timeout } = options;
-  const timeoutMs = Math.max(timeout, 1000);
-  const open = (frontend: VhostUserFrontend) => BlkDriver.open(frontend, { queues, queueSize, dataBytes, timeoutMs });
+  const { queues } = options;
+  const all = { ...ringOptions(options), queues, dataBytes, timeoutMs: Math.max(options.timeout, 1000) };
+  const open = (frontend: VhostUserFrontend) => BlkDriver.open(frontend, all);
   return withDriver(context, socket, options, open, use);
 }
 

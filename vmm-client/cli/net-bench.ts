@@ -24,14 +24,14 @@ import {
   UDP_HEADERS_BYTES,
 } from '../packet/ipv4.ts';
 import type { Direction } from './bench-choices.ts';
-import type { CliContext } from './context.ts';
+import type { CliContext, QueueOptions } from './context.ts';
 import { parseIpv4 } from './net-addresses.ts';
-import { DEFAULT_MAC, type NetOptions, withNet } from './net-context.ts';
+import { DEFAULT_MAC, withNet } from './net-context.ts';
 import { type LoadHeader, NetLoad, type NetLoadResult } from './net-load.ts';
 import { Progress } from './progress.ts';
 import { formatCount, formatSize, UsageError } from './quantity.ts';
 
-export interface NetBenchOptions extends NetOptions {
+export interface NetBenchOptions extends QueueOptions {
   readonly direction: Direction;
   /** Bytes of one frame; default by what is sent. */
   readonly size?: number;
@@ -207,6 +207,8 @@ export function netReportToJson(
     gso: options.gso === true,
     pairs: options.pairs,
     queueSize: options.queueSize,
+    packed: options.packed === true,
+    inOrder: options.inOrder === true,
     batch: options.batch,
     seconds: result.elapsedMs / 1000,
     ...ratesOf(options, result),

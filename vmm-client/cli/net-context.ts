@@ -3,14 +3,7 @@
 import { NetDriver } from '../driver/net-driver.ts';
 import type { NetDriverOptions } from '../driver/net-setup.ts';
 import type { VhostUserFrontend } from '../frontend/frontend.ts';
-import { type CliContext, withDriver } from './context.ts';
-
-/** Options of every `net` command. */
-export interface NetOptions {
-  readonly timeout: number;
-  readonly reconnect: number;
-  readonly queueSize: number;
-}
+import { type CliContext, type QueueOptions, ringOptions, withDriver } from './context.ts';
 
 /** A station's address where the device has none: locally administered. */
 export const DEFAULT_MAC: Uint8Array = Uint8Array.of(0x02, 0, 0, 0, 0, 0x02);
@@ -19,12 +12,12 @@ export const DEFAULT_MAC: Uint8Array = Uint8Array.of(0x02, 0, 0, 0, 0, 0x02);
 export function withNet<T>(
   context: CliContext,
   socket: string,
-  options: NetOptions,
+  options: QueueOptions,
   driverOptions: NetDriverOptions,
   use: (driver: NetDriver) => Promise<T>,
 ): Promise<T> {
-  const { queueSize, timeout: timeoutMs } = options;
-  const open = (frontend: VhostUserFrontend) => NetDriver.open(frontend, { queueSize, timeoutMs, ...driverOptions });
+  const all = { ...ringOptions(options), timeoutMs: options.timeout, ...driverOptions };
+  const open = (frontend: VhostUserFrontend) => NetDriver.open(frontend, all);
   return withDriver(context, socket, options, open, (driver) => {
     tellLink(context, driver);
     return use(driver);

@@ -10,7 +10,7 @@ import type { DriverQueue } from '../driver/driver-queue.ts';
 import type { NetDriver } from '../driver/net-driver.ts';
 import type { NetReceiveQueue } from '../driver/net-receive-queue.ts';
 import type { NetTransmitQueue } from '../driver/net-transmit-queue.ts';
-import { NOTHING_USED } from '../driver/split-virtqueue.ts';
+import { NOTHING_USED } from '../driver/virtqueue.ts';
 import type { Direction } from './bench-choices.ts';
 
 const SLICE_MS = 2;

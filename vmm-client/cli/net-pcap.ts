@@ -3,12 +3,12 @@
 import { VIRTIO_NET_MAX_PACKET_BYTES } from '../../protocol/virtio/net.ts';
 import type { NetDriver } from '../driver/net-driver.ts';
 import { encodePcapHeader, PCAP_RECORD_BYTES, writePcapRecord } from '../packet/pcap.ts';
-import type { CliContext } from './context.ts';
-import { type NetOptions, withNet } from './net-context.ts';
+import type { CliContext, QueueOptions } from './context.ts';
+import { withNet } from './net-context.ts';
 import { formatCount, formatSize } from './quantity.ts';
 import { openSink, type Sink } from './sink.ts';
 
-export interface PcapOptions extends NetOptions {
+export interface PcapOptions extends QueueOptions {
   /** Packets; undefined: no limit. */
   readonly count?: number;
   /** Milliseconds; undefined: until interrupted. */

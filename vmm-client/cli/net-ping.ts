@@ -4,13 +4,13 @@ import { PeerError } from '../../protocol/vhost-user/errors.ts';
 import type { NetDriver } from '../driver/net-driver.ts';
 import type { Station } from '../packet/arp.ts';
 import { ECHO_HEADERS_BYTES, type Echo } from '../packet/ipv4.ts';
-import type { CliContext } from './context.ts';
+import type { CliContext, QueueOptions } from './context.ts';
 import { formatIpv4, formatMac, type Ipv4Prefix, isInNetwork } from './net-addresses.ts';
-import { DEFAULT_MAC, type NetOptions, withNet } from './net-context.ts';
+import { DEFAULT_MAC, withNet } from './net-context.ts';
 import { TinyHost } from './net-host.ts';
 import { formatCount, UsageError } from './quantity.ts';
 
-export interface PingOptions extends NetOptions {
+export interface PingOptions extends QueueOptions {
   readonly ip: Ipv4Prefix;
   readonly mac?: Uint8Array;
   /** 0: until interrupted. */

@@ -142,6 +142,8 @@ export function vsockReportToJson(
     writeBytes: sizeBytes,
     connections: options.connections,
     queueSize: options.queueSize,
+    packed: options.packed === true,
+    inOrder: options.inOrder === true,
     seconds: elapsedMs / 1000,
     bytes,
     bytesPerSecond: rateOf(bytes, elapsedMs),

@@ -3,13 +3,10 @@
 import { VsockDriver } from '../driver/vsock-driver.ts';
 import type { VsockDriverOptions } from '../driver/vsock-setup.ts';
 import type { VhostUserFrontend } from '../frontend/frontend.ts';
-import { type CliContext, withDriver } from './context.ts';
+import { type CliContext, type QueueOptions, ringOptions, withDriver } from './context.ts';
 
 /** Options of every `vsock` command. */
-export interface VsockOptions {
-  readonly timeout: number;
-  readonly reconnect: number;
-  readonly queueSize: number;
+export interface VsockOptions extends QueueOptions {
   /** Bytes that a connection keeps of what has come and nobody has read. */
   readonly buffer: number;
   /** Where the back end does not tell it. */
@@ -24,7 +21,8 @@ export function withVsock<T>(
   driverOptions: VsockDriverOptions,
   use: (driver: VsockDriver) => Promise<T>,
 ): Promise<T> {
-  const { queueSize, timeout: timeoutMs, buffer: bufferBytes, guestCid } = options;
-  const all = { queueSize, timeoutMs, bufferBytes, ...(guestCid !== undefined && { guestCid }), ...driverOptions };
+  const { timeout: timeoutMs, buffer: bufferBytes, guestCid } = options;
+  const cid = guestCid === undefined ? {} : { guestCid };
+  const all = { ...ringOptions(options), timeoutMs, bufferBytes, ...cid, ...driverOptions };
   return withDriver(context, socket, options, (frontend: VhostUserFrontend) => VsockDriver.open(frontend, all), use);
 }

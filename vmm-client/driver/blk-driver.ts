@@ -26,8 +26,8 @@ import type { VhostUserFrontend } from '../frontend/frontend.ts';
 import { SharedMemory } from '../frontend/shared-memory.ts';
 import type { BlkConfig, RangeLimits } from './blk-config.ts';
 import { BlkQueue, STATUS_UNWRITTEN } from './blk-queue.ts';
-import { type BlkDriverOptions, planQueues, readBlkConfig, WANTED_FEATURES } from './blk-setup.ts';
-import { RING_FAULT } from './split-virtqueue.ts';
+import { type BlkDriverOptions, planQueues, readBlkConfig, wantedBlkFeatures } from './blk-setup.ts';
+import { RING_FAULT } from './virtqueue.ts';
 
 /** A request failed. `status` is the status byte, or undefined for a request that was impossible to begin with. */
 export class BlkError extends Error {
@@ -113,7 +113,7 @@ export class BlkDriver {
    */
   static async open(frontend: VhostUserFrontend, options: BlkDriverOptions = {}): Promise<BlkDriver> {
     const config = await readBlkConfig(frontend);
-    const features = await frontend.acceptFeatures(WANTED_FEATURES & ~(options.withoutFeatures ?? 0n));
+    const features = await frontend.acceptFeatures(wantedBlkFeatures(options));
     const plan = planQueues(config, features, frontend.capabilities.queueCount, options);
     const memory = new SharedMemory(plan.memoryBytes);
     const queues = plan.queues.map((queue) => new BlkQueue(memory, queue));
@@ -121,7 +121,7 @@ export class BlkDriver {
     try {
       await frontend.setMemory([memory]);
       await frontend.trackInflight(queues.length, plan.queueSize);
-      for (const queue of queues) await frontend.startVring(queue.vring);
+      for (const queue of queues) await frontend.startVring(queue.vring, queue.base);
       return driver;
     } catch (error) {
       await driver.close();

@@ -9,7 +9,7 @@ import { VIRTIO_BLK_HEADER_BYTES, VIRTIO_BLK_SEGMENT_BYTES, VIRTIO_BLK_T_OUT } f
 import type { SharedMemory } from '../frontend/shared-memory.ts';
 import type { Vring } from '../frontend/vring.ts';
 import { DriverQueue } from './driver-queue.ts';
-import { RING_FAULT, type SplitVirtqueueDriver } from './split-virtqueue.ts';
+import { RING_FAULT, type RingFeatures, type VirtqueueDriver } from './virtqueue.ts';
 
 const SLOT_BYTES = 64;
 const STATUS_AT = 16;
@@ -17,12 +17,10 @@ const SEGMENT_AT = 32;
 /** What the status byte is before the device writes it; no device writes it. */
 export const STATUS_UNWRITTEN = 0xff;
 
-export interface BlkQueueOptions {
+export interface BlkQueueOptions extends RingFeatures {
   readonly index: number;
   /** Entries of the ring, and requests in flight at most. */
   readonly size: number;
-  readonly indirect: boolean;
-  readonly eventIdx: boolean;
   /** Bytes of one descriptor and data descriptors of one request, at most. */
   readonly segmentBytes: number;
   readonly maxSegments: number;
@@ -30,7 +28,7 @@ export interface BlkQueueOptions {
 
 export class BlkQueue {
   readonly #queue: DriverQueue;
-  readonly #ring: SplitVirtqueueDriver;
+  readonly #ring: VirtqueueDriver;
   readonly #memory: SharedMemory;
   readonly #segmentBytes: number;
   readonly #slots: number;
@@ -42,12 +40,13 @@ export class BlkQueue {
 
   /** Allocates rings and slots in `memory`, which outlives the queue. @throws RangeError - memory or sizes */
   constructor(memory: SharedMemory, options: BlkQueueOptions) {
-    const { size, indirect, eventIdx } = options;
+    const { size, maxSegments } = options;
     this.#memory = memory;
     this.#segmentBytes = options.segmentBytes;
-    const ring = { size, maxChain: options.maxSegments + 2, indirect, eventIdx };
     // What the dead back end completed is taken first: it must not be done again.
-    this.#queue = new DriverQueue(memory, options.index, ring, () => this.poll(size));
+    this.#queue = new DriverQueue(memory, options.index, { ...options, maxChain: maxSegments + 2 }, () =>
+      this.poll(size),
+    );
     this.#ring = this.#queue.ring;
     this.#slots = memory.allocate(size * SLOT_BYTES, SLOT_BYTES);
     this.#slotsGuestAddress = memory.guestAddress + this.#slots;
@@ -67,6 +66,11 @@ export class BlkQueue {
 
   get vring(): Vring {
     return this.#queue.vring;
+  }
+
+  /** Where a back end begins that gets the ring first. */
+  get base(): number {
+    return this.#queue.base;
   }
 
   /** Kicks sent, for statistics. */

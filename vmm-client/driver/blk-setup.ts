@@ -27,8 +27,9 @@ import {
 import type { VhostUserFrontend } from '../frontend/frontend.ts';
 import { BLK_CONFIG_SIZES, type BlkConfig, decodeBlkConfig } from './blk-config.ts';
 import { BlkQueue, type BlkQueueOptions } from './blk-queue.ts';
+import { checkRingFeatures, type RingWishes, ringFeaturesOf, wantedRingFeatures } from './ring-features.ts';
 
-export const WANTED_FEATURES = featureMask(
+const WANTED_FEATURES = featureMask(
   VIRTIO_BLK_F_SIZE_MAX,
   VIRTIO_BLK_F_SEG_MAX,
   VIRTIO_BLK_F_RO,
@@ -52,10 +53,10 @@ const DEFAULT_SEG_MAX = 126;
 
 const DEFAULT_DATA_BYTES = 16 * 1024 * 1024;
 
-export interface BlkDriverOptions {
+export interface BlkDriverOptions extends RingWishes {
   /** Queues to use. Default 1. */
   readonly queues?: number;
-  /** Entries of each queue, a power of two. Default 256. */
+  /** Entries of each queue, a power of two unless it is packed. Default 256. */
   readonly queueSize?: number;
   /** Shared memory for data, in bytes. Default 16 MiB. */
   readonly dataBytes?: number;
@@ -73,6 +74,11 @@ export interface QueuePlan {
   readonly memoryBytes: number;
 }
 
+/** The features to accept of those that are offered. */
+export function wantedBlkFeatures(options: BlkDriverOptions): bigint {
+  return (WANTED_FEATURES | wantedRingFeatures(options)) & ~(options.withoutFeatures ?? 0n);
+}
+
 /**
  * Sizes of everything, from what the device says and the user wants. `queueCount` is the answer to GET_QUEUE_NUM.
  * @throws PeerError - the device has less than is needed
@@ -86,6 +92,7 @@ export function planQueues(
   if (!hasFeature(features, VIRTIO_F_VERSION_1)) {
     throw new PeerError('the device does not offer VERSION_1: devices older than virtio 1.0 are not supported');
   }
+  checkRingFeatures(features, options);
   const count = options.queues ?? 1;
   const available = Math.min(config.numQueues ?? 1, queueCount ?? Number.POSITIVE_INFINITY);
   if (count > available) throw new PeerError(`${count} queues are wanted, the device has ${available}`);
@@ -97,9 +104,8 @@ export function planQueues(
   const maxSegments = Math.max(1, segments);
   const blocks = Math.floor(Math.min(MAX_REQUEST_BYTES, segmentBytes * maxSegments) / config.blockSize);
   const queue: Omit<BlkQueueOptions, 'index'> = {
+    ...ringFeaturesOf(features),
     size,
-    indirect: hasFeature(features, VIRTIO_F_INDIRECT_DESC),
-    eventIdx: hasFeature(features, VIRTIO_F_EVENT_IDX),
     segmentBytes,
     maxSegments,
   };

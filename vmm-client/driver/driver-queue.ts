@@ -1,17 +1,21 @@
 /**
- * A split virtqueue with its kick, call and error descriptors: what every queue of a device driver is made of, and what
- * is told to the back end of it. Nothing here allocates or waits after construction.
+ * A virtqueue with its kick, call and error descriptors: what every queue of a device driver is made of, and what is told
+ * to the back end of it. Nothing here allocates or waits after construction.
  */
 
 import { Notifier } from '../../protocol/sys/notifier.ts';
 import { createEventFd } from '../../protocol/sys/owned-fd.ts';
 import type { SharedMemory } from '../frontend/shared-memory.ts';
 import type { Vring } from '../frontend/vring.ts';
-import { SplitVirtqueueDriver, type SplitVirtqueueOptions } from './split-virtqueue.ts';
+import { PackedVirtqueueDriver } from './packed-virtqueue.ts';
+import { SplitVirtqueueDriver } from './split-virtqueue.ts';
+import type { RingFeatures, VirtqueueDriver, VirtqueueDriverOptions } from './virtqueue.ts';
+
+export type DriverQueueOptions = VirtqueueDriverOptions & RingFeatures;
 
 export class DriverQueue {
   readonly index: number;
-  readonly ring: SplitVirtqueueDriver;
+  readonly ring: VirtqueueDriver;
   readonly vring: Vring;
   readonly #kick: Notifier;
   readonly #call: Notifier;
@@ -25,9 +29,9 @@ export class DriverQueue {
    * @throws RangeError - memory or sizes
    * @throws SysError - no descriptors left
    */
-  constructor(memory: SharedMemory, index: number, options: SplitVirtqueueOptions, onResume: () => void) {
+  constructor(memory: SharedMemory, index: number, options: DriverQueueOptions, onResume: () => void) {
     this.index = index;
-    this.ring = new SplitVirtqueueDriver(memory, options);
+    this.ring = options.packed ? new PackedVirtqueueDriver(memory, options) : new SplitVirtqueueDriver(memory, options);
     const [kick, call, error] = [createEventFd(), createEventFd(), createEventFd()];
     this.#kick = new Notifier(kick);
     this.#call = new Notifier(call);
@@ -35,9 +39,9 @@ export class DriverQueue {
     this.vring = {
       index,
       size: options.size,
-      descriptorTable: memory.userAddress + this.ring.descriptorTable,
-      availRing: memory.userAddress + this.ring.availRing,
-      usedRing: memory.userAddress + this.ring.usedRing,
+      descriptorTable: memory.userAddress + this.ring.descriptorArea,
+      availRing: memory.userAddress + this.ring.driverArea,
+      usedRing: memory.userAddress + this.ring.deviceArea,
       kick,
       call,
       error,
@@ -49,9 +53,14 @@ export class DriverQueue {
     };
   }
 
-  /** Bytes of shared memory that rings and tables take, alignment included. */
-  static memoryBytes({ size, maxChain, indirect }: SplitVirtqueueOptions): number {
+  /** Bytes of shared memory that rings of either layout and their tables take, alignment included. */
+  static memoryBytes({ size, maxChain, indirect }: Pick<DriverQueueOptions, 'size' | 'maxChain' | 'indirect'>): number {
     return size * ((indirect ? maxChain * 16 : 0) + 16 + 8 + 2) + 5 * 4096;
+  }
+
+  /** Where a back end begins that gets the ring first, for SET_VRING_BASE. */
+  get base(): number {
+    return this.ring.initialBase;
   }
 
   /** Descriptor to watch: readable when the device has used something after `arm`. */

@@ -9,10 +9,10 @@ import { PeerError } from '../../protocol/vhost-user/errors.ts';
 import { VIRTIO_NET_OK } from '../../protocol/virtio/net.ts';
 import type { SharedMemory } from '../frontend/shared-memory.ts';
 import { DriverQueue } from './driver-queue.ts';
-import { RING_FAULT } from './split-virtqueue.ts';
+import { RING_FAULT, type RingFeatures } from './virtqueue.ts';
 
 /** Entries: one command needs two. */
-const SIZE = 64;
+const SHAPE = { size: 64, maxChain: 2, indirect: false };
 const COMMAND_BYTES = 4096;
 const UNWRITTEN = 0xff;
 
@@ -30,18 +30,16 @@ export class NetControlQueue {
   #waiting: Waiting | undefined;
 
   /** Allocates ring and command in `memory`, which outlives the queue. @throws RangeError - memory */
-  constructor(memory: SharedMemory, index: number, eventIdx: boolean) {
+  constructor(memory: SharedMemory, index: number, ring: RingFeatures) {
     this.#memory = memory;
-    this.queue = new DriverQueue(memory, index, { size: SIZE, maxChain: 2, indirect: false, eventIdx }, () =>
-      this.poll(),
-    );
+    this.queue = new DriverQueue(memory, index, { ...ring, ...SHAPE }, () => this.poll());
     this.#command = memory.allocate(COMMAND_BYTES);
     this.#ack = memory.allocate(1);
   }
 
   /** Bytes of shared memory that the queue takes, alignment included. */
   static memoryBytes(): number {
-    return DriverQueue.memoryBytes({ size: SIZE, maxChain: 2, indirect: false, eventIdx: false }) + COMMAND_BYTES + 256;
+    return DriverQueue.memoryBytes(SHAPE) + COMMAND_BYTES + 256;
   }
 
   /**

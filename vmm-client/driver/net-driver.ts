@@ -20,7 +20,8 @@ import { NetControlQueue } from './net-control-queue.ts';
 import { NetReceiveQueue } from './net-receive-queue.ts';
 import { type NetDriverOptions, planNet, readNetConfig, wantedFeatures } from './net-setup.ts';
 import { NetTransmitQueue } from './net-transmit-queue.ts';
-import { NOTHING_USED, RING_FAULT } from './split-virtqueue.ts';
+import { ringFeaturesOf } from './ring-features.ts';
+import { NOTHING_USED, RING_FAULT } from './virtqueue.ts';
 
 /** Packets that are handed over before the event loop has its turn. */
 const MAX_BATCH = 256;
@@ -124,8 +125,8 @@ export class NetDriver {
     const memory = new SharedMemory(plan.memoryBytes);
     const receiveQueues = plan.receive.map((queue) => new NetReceiveQueue(memory, queue));
     const transmitQueues = plan.transmit.map((queue) => new NetTransmitQueue(memory, queue));
-    const eventIdx = plan.transmit.some((queue) => queue.eventIdx);
-    const control = plan.control === undefined ? undefined : new NetControlQueue(memory, plan.control, eventIdx);
+    const control =
+      plan.control === undefined ? undefined : new NetControlQueue(memory, plan.control, ringFeaturesOf(features));
     const driver = new NetDriver(
       frontend,
       memory,
@@ -142,7 +143,7 @@ export class NetDriver {
         const rings = Math.max(...driver.#queues.map(({ index }) => index)) + 1;
         await frontend.trackInflight(rings, Math.max(plan.queueSize, control?.queue.ring.size ?? 0));
       }
-      for (const queue of driver.#queues) await frontend.startVring(queue.vring);
+      for (const queue of driver.#queues) await frontend.startVring(queue.vring, queue.base);
       if (control !== undefined) await driver.#setPairs();
       return driver;
     } catch (error) {

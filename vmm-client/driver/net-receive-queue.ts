@@ -19,10 +19,11 @@ import {
   VIRTIO_NET_HDR_GSO_TCPV4,
   VIRTIO_NET_HDR_GSO_TCPV6,
 } from '../../protocol/virtio/net.ts';
-import { hasFeature, VIRTIO_F_EVENT_IDX } from '../../protocol/virtio/reserved-features.ts';
+import { hasFeature } from '../../protocol/virtio/reserved-features.ts';
 import type { SharedMemory } from '../frontend/shared-memory.ts';
-import { DriverQueue } from './driver-queue.ts';
-import { RING_FAULT, type SplitVirtqueueOptions } from './split-virtqueue.ts';
+import { DriverQueue, type DriverQueueOptions } from './driver-queue.ts';
+import { ringFeaturesOf } from './ring-features.ts';
+import { RING_FAULT } from './virtqueue.ts';
 
 const CACHE_LINE_BYTES = 64;
 
@@ -52,7 +53,6 @@ export class NetReceiveQueue {
   /** Used buffers and their used lengths in the order of the device: first those of the packet in hand. */
   readonly #bufferAt: Uint16Array;
   readonly #lengthAt: Uint32Array;
-  readonly #mask: number;
   #first = 0;
   #count = 0;
   #fault = '';
@@ -86,7 +86,6 @@ export class NetReceiveQueue {
     this.#buffersGuestAddress = memory.guestAddress + this.#buffers;
     this.#bufferAt = new Uint16Array(size);
     this.#lengthAt = new Uint32Array(size);
-    this.#mask = size - 1;
     for (let buffer = 0; buffer < size; buffer++) this.#post(buffer);
     // No kick: the ring belongs to nobody yet.
     this.queue.ring.publish();
@@ -130,7 +129,7 @@ export class NetReceiveQueue {
     }
     let packetBytes = -VIRTIO_NET_HDR_BYTES;
     for (let i = 0; i < needed; i++) {
-      const length = this.#lengthAt[(this.#first + i) & this.#mask]!;
+      const length = this.#lengthAt[this.#behind(i)]!;
       if (i < needed - 1 && length !== this.#bufferBytes) {
         return this.#fail(`buffer ${i + 1} of ${needed} has ${length} bytes; all but the last must be full`);
       }
@@ -146,7 +145,7 @@ export class NetReceiveQueue {
   copyTo(target: Uint8Array): number {
     let copied = 0;
     for (let i = 0; i < this.buffers && copied < target.length; i++) {
-      const at = (this.#first + i) & this.#mask;
+      const at = this.#behind(i);
       const skipped = i === 0 ? VIRTIO_NET_HDR_BYTES : 0;
       const start = this.#buffers + this.#bufferAt[at]! * this.#stride + skipped;
       const length = Math.min(this.#lengthAt[at]! - skipped, target.length - copied);
@@ -174,11 +173,17 @@ export class NetReceiveQueue {
     if (ring.usedLength > this.#bufferBytes) {
       return this.#fail(`the device says it wrote ${ring.usedLength} bytes to a buffer of ${this.#bufferBytes}`);
     }
-    const at = (this.#first + this.#count) & this.#mask;
+    const at = this.#behind(this.#count);
     this.#bufferAt[at] = buffer;
     this.#lengthAt[at] = ring.usedLength;
     this.#count += 1;
     return 0;
+  }
+
+  /** Where the used buffer is that has `index` others before it; the next one to come has all of them. */
+  #behind(index: number): number {
+    const at = this.#first + index;
+    return at < this.#bufferAt.length ? at : at - this.#bufferAt.length;
   }
 
   #numBuffersOf(at: number): number {
@@ -220,7 +225,7 @@ export class NetReceiveQueue {
   #drop(count: number): void {
     for (let i = 0; i < count; i++) {
       this.#post(this.#bufferAt[this.#first]!);
-      this.#first = (this.#first + 1) & this.#mask;
+      this.#first = this.#behind(1);
     }
     this.#count -= count;
   }
@@ -241,13 +246,13 @@ export class NetReceiveQueue {
     let whole = 0;
     while (whole < this.#count) {
       // Of 0 and other nonsense `receive` will speak.
-      const needed = Math.max(1, this.#numBuffersOf((this.#first + whole) & this.#mask));
+      const needed = Math.max(1, this.#numBuffersOf(this.#behind(whole)));
       if (needed > this.#count - whole) break;
       whole += needed;
     }
     if (whole === this.#count) return;
     this.cutOff += 1;
-    for (let i = whole; i < this.#count; i++) this.#post(this.#bufferAt[(this.#first + i) & this.#mask]!);
+    for (let i = whole; i < this.#count; i++) this.#post(this.#bufferAt[this.#behind(i)]!);
     this.#count = whole;
   }
 }
@@ -256,7 +261,7 @@ function strideOf(bufferBytes: number): number {
   return Math.ceil(bufferBytes / CACHE_LINE_BYTES) * CACHE_LINE_BYTES;
 }
 
-function ringOptions({ size, features }: NetReceiveQueueOptions): SplitVirtqueueOptions {
+function ringOptions({ size, features }: NetReceiveQueueOptions): DriverQueueOptions {
   // Buffers of one descriptor gain nothing by a table.
-  return { size, maxChain: 1, indirect: false, eventIdx: hasFeature(features, VIRTIO_F_EVENT_IDX) };
+  return { ...ringFeaturesOf(features), size, maxChain: 1, indirect: false };
 }

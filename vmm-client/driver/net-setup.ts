@@ -36,6 +36,7 @@ import { decodeNetConfig, type NetConfig, netConfigBytes } from './net-config.ts
 import { NetControlQueue } from './net-control-queue.ts';
 import { NetReceiveQueue, type NetReceiveQueueOptions } from './net-receive-queue.ts';
 import { NetTransmitQueue, type NetTransmitQueueOptions } from './net-transmit-queue.ts';
+import { checkRingFeatures, type RingWishes, ringFeaturesOf, wantedRingFeatures } from './ring-features.ts';
 
 const WANTED_FEATURES = featureMask(
   VIRTIO_NET_F_MAC,
@@ -63,10 +64,10 @@ const PAGE_BYTES = 4096;
 /** Index of the control queue where MQ was not negotiated. */
 const CONTROL_QUEUE_WITHOUT_MQ = 2;
 
-export interface NetDriverOptions {
+export interface NetDriverOptions extends RingWishes {
   /** Queue pairs to use. Default 1. */
   readonly pairs?: number;
-  /** Entries of each queue, a power of two. Default 256. */
+  /** Entries of each queue, a power of two unless it is packed. Default 256. */
   readonly queueSize?: number;
   /** Offloads to accept where offered, such as CSUM and HOST_TSO4. Default none. */
   readonly offloads?: bigint;
@@ -110,7 +111,8 @@ export function wantedFeatures(config: NetConfig, queueCount: number | undefined
   const wantsMultiqueue = (options.pairs ?? 1) > 1;
   const wantsControl = options.controlQueue ?? (wantsMultiqueue && countsControlQueue(config, queueCount));
   const control = wantsControl ? featureMask(VIRTIO_NET_F_CTRL_VQ) : 0n;
-  const wanted = WANTED_FEATURES | (options.offloads ?? 0n) | control | (wantsMultiqueue ? MULTIQUEUE_FEATURES : 0n);
+  const multiqueue = wantsMultiqueue ? MULTIQUEUE_FEATURES : 0n;
+  const wanted = WANTED_FEATURES | wantedRingFeatures(options) | (options.offloads ?? 0n) | control | multiqueue;
   return wanted & ~(options.withoutFeatures ?? 0n);
 }
 
@@ -128,6 +130,7 @@ export function planNet(
   if (!hasFeature(features, VIRTIO_F_VERSION_1)) {
     throw new PeerError('the device does not offer VERSION_1: devices older than virtio 1.0 are not supported');
   }
+  checkRingFeatures(features, options);
   const pairs = options.pairs ?? 1;
   const hasMultiqueue = hasFeature(features, VIRTIO_NET_F_MQ);
   const available = hasMultiqueue ? Math.min(config.maxPairs ?? queueCount ?? 1, queueCount ?? 1) : 1;
@@ -140,7 +143,6 @@ export function planNet(
   const usesControl = hasControl && (options.controlQueue ?? countsControlQueue(config, queueCount));
 
   const queueSize = options.queueSize ?? 256;
-  const eventIdx = hasFeature(features, VIRTIO_F_EVENT_IDX);
   const maxFrameBytes = (config.mtu ?? options.mtu ?? DEFAULT_MTU) + ETHERNET_HEADER_BYTES;
   const segmentsArrive = (features & GUEST_SEGMENTATION) !== 0n;
   const mergeable = hasFeature(features, VIRTIO_NET_F_MRG_RXBUF);
@@ -158,8 +160,7 @@ export function planNet(
     maxPacketBytes:
       (features & HOST_SEGMENTATION) === 0n ? maxFrameBytes + VLAN_TAG_BYTES : VIRTIO_NET_MAX_PACKET_BYTES,
     segmentBytes: options.segmentBytes ?? DEFAULT_SEGMENT_BYTES,
-    indirect: hasFeature(features, VIRTIO_F_INDIRECT_DESC),
-    eventIdx,
+    ...ringFeaturesOf(features),
   };
   const queues = Array.from({ length: pairs }, (_, pair) => ({
     receive: { ...receive, index: receiveQueueOf(pair) },

@@ -7,12 +7,12 @@
 
 import { VIRTIO_NET_HDR, VIRTIO_NET_HDR_BYTES } from '../../protocol/virtio/net.ts';
 import type { SharedMemory } from '../frontend/shared-memory.ts';
-import { DriverQueue } from './driver-queue.ts';
-import { RING_FAULT, type SplitVirtqueueOptions } from './split-virtqueue.ts';
+import { DriverQueue, type DriverQueueOptions } from './driver-queue.ts';
+import { RING_FAULT, type RingFeatures } from './virtqueue.ts';
 
 const CACHE_LINE_BYTES = 64;
 
-export interface NetTransmitQueueOptions {
+export interface NetTransmitQueueOptions extends RingFeatures {
   readonly index: number;
   /** Entries of the ring, and slots. */
   readonly size: number;
@@ -20,9 +20,6 @@ export interface NetTransmitQueueOptions {
   readonly maxPacketBytes: number;
   /** Bytes of one descriptor, at most. */
   readonly segmentBytes: number;
-  /** Whether INDIRECT_DESC and EVENT_IDX were negotiated. */
-  readonly indirect: boolean;
-  readonly eventIdx: boolean;
 }
 
 export class NetTransmitQueue {
@@ -149,13 +146,12 @@ function strideOf(maxPacketBytes: number): number {
   return Math.ceil((VIRTIO_NET_HDR_BYTES + maxPacketBytes) / CACHE_LINE_BYTES) * CACHE_LINE_BYTES;
 }
 
-function ringOptions(options: NetTransmitQueueOptions): SplitVirtqueueOptions {
+function ringOptions(options: NetTransmitQueueOptions): DriverQueueOptions {
   const maxChain = Math.ceil((VIRTIO_NET_HDR_BYTES + options.maxPacketBytes) / options.segmentBytes);
   // As Linux does: a packet of one descriptor gains nothing by a table.
   return {
-    size: options.size,
+    ...options,
     maxChain: Math.min(maxChain, options.size),
     indirect: options.indirect && maxChain > 1,
-    eventIdx: options.eventIdx,
   };
 }

@@ -1,12 +1,12 @@
 /**
- * The driver's side of a split virtqueue in shared memory: chains in, used entries out. Chains are staged, made visible
- * once by `publish`, and taken back by `reap`. Nothing here allocates after construction, and nothing here waits.
- * Source: VIRTIO 1.3, 2.7 Split Virtqueues, 2.7.13 Supplying Buffers to The Device, 2.7.14 Receiving Used Buffers.
+ * The driver's side of a split virtqueue in shared memory: chains in, used entries out. Source: VIRTIO 1.3, 2.7 Split
+ * Virtqueues, 2.7.13 Supplying Buffers to The Device, 2.7.14 Receiving Used Buffers.
  *
  *     words of one descriptor: address low, address high, length, flags | next << 16
  *
  * The free descriptors are a list linked through `#next`, which is the driver's own: the device cannot write to it. With
- * INDIRECT each descriptor owns one table of `maxChain` entries, and a chain takes one descriptor of the ring.
+ * IN_ORDER they are taken in the order of the table, around and around. With INDIRECT each descriptor owns one table of
+ * `maxChain` entries, and a chain takes one descriptor of the ring.
  */
 
 import {
@@ -22,35 +22,21 @@ import {
   VIRTQ_USED_F_NO_NOTIFY,
 } from '../../protocol/virtio/split-ring.ts';
 import type { SharedMemory } from '../frontend/shared-memory.ts';
-
-/** `reap`: nothing is used. */
-export const NOTHING_USED = -1;
-/** `reap`: the device wrote what it must not; see `fault`. */
-export const RING_FAULT = -2;
+import { InOrderChains } from './in-order.ts';
+import { NOTHING_USED, RING_FAULT, type VirtqueueDriver, type VirtqueueDriverOptions } from './virtqueue.ts';
 
 const HIGH_WORD = 0x1_0000_0000;
 const RING_ALIGN = 4096;
 const WORDS_PER_DESCRIPTOR = VIRTQ_DESC_BYTES / 4;
 
-export interface SplitVirtqueueOptions {
-  /** Entries, a power of two up to 32768. */
+export class SplitVirtqueueDriver implements VirtqueueDriver {
   readonly size: number;
-  /** Descriptors that one chain may have. */
-  readonly maxChain: number;
-  /** Whether INDIRECT_DESC and EVENT_IDX were negotiated. */
-  readonly indirect: boolean;
-  readonly eventIdx: boolean;
-}
-
-export class SplitVirtqueueDriver {
-  readonly size: number;
-  /** Offsets into the shared memory. */
-  readonly descriptorTable: number;
-  readonly availRing: number;
-  readonly usedRing: number;
-  /** What the device did wrong when `reap` said RING_FAULT. */
+  /** Descriptor table, available ring, used ring. */
+  readonly descriptorArea: number;
+  readonly driverArea: number;
+  readonly deviceArea: number;
+  readonly initialBase = 0;
   fault = '';
-  /** Length that the device stated in the used entry that `reap` took last. */
   usedLength = 0;
 
   readonly #mask: number;
@@ -78,9 +64,11 @@ export class SplitVirtqueueDriver {
   /** Descriptors of the ring that the chain of this head holds; 0: not in flight. */
   readonly #held: Uint16Array;
   readonly #tokens: Int32Array;
+  readonly #order: InOrderChains | undefined;
   #freeHead = 0;
   #freeCount: number;
   #outstanding = 0;
+  #isDisarmed = false;
 
   /** Next index to stage, index that the device can see, next used entry to take, used index last seen. */
   #staged = 0;
@@ -93,10 +81,11 @@ export class SplitVirtqueueDriver {
   #chainRoom = 0;
   #chainWord = 0;
   #chainLast = 0;
+  #chainWritable = 0;
   #cursor = 0;
 
   /** Allocates rings and tables in `memory`, for good. @throws RangeError - size or memory */
-  constructor(memory: SharedMemory, { size, maxChain, indirect, eventIdx }: SplitVirtqueueOptions) {
+  constructor(memory: SharedMemory, { size, maxChain, indirect, eventIdx, inOrder }: VirtqueueDriverOptions) {
     if (size < 1 || size > VIRTQ_MAX_SIZE || (size & (size - 1)) !== 0) {
       throw new RangeError(`queue size ${size} is not a power of two up to ${VIRTQ_MAX_SIZE}`);
     }
@@ -109,37 +98,37 @@ export class SplitVirtqueueDriver {
     this.#words = memory.words;
     this.#halfwords = memory.halfwords;
 
-    this.descriptorTable = memory.allocate(descriptorTableBytes(size), RING_ALIGN);
-    this.availRing = memory.allocate(availRingBytes(size), RING_ALIGN);
-    this.usedRing = memory.allocate(usedRingBytes(size), RING_ALIGN);
+    this.descriptorArea = memory.allocate(descriptorTableBytes(size), RING_ALIGN);
+    this.driverArea = memory.allocate(availRingBytes(size), RING_ALIGN);
+    this.deviceArea = memory.allocate(usedRingBytes(size), RING_ALIGN);
     this.#tables = indirect ? memory.allocate(size * maxChain * VIRTQ_DESC_BYTES, RING_ALIGN) : 0;
     this.#tablesGuestAddress = memory.guestAddress + this.#tables;
 
-    this.#descWord = this.descriptorTable / 4;
-    this.#availFlags = this.availRing / 2;
+    this.#descWord = this.descriptorArea / 4;
+    this.#availFlags = this.driverArea / 2;
     this.#availIdx = this.#availFlags + 1;
     this.#availEntry = this.#availFlags + 2;
     this.#usedEvent = this.#availEntry + size;
-    this.#usedFlags = this.usedRing / 2;
+    this.#usedFlags = this.deviceArea / 2;
     this.#usedIdx = this.#usedFlags + 1;
-    this.#usedWord = this.usedRing / 4 + 1;
+    this.#usedWord = this.deviceArea / 4 + 1;
     this.#availEvent = this.#usedFlags + 2 + 4 * size;
 
     this.#next = Uint16Array.from({ length: size }, (_, i) => (i + 1) & this.#mask);
     this.#tail = new Uint16Array(size);
     this.#held = new Uint16Array(size);
     this.#tokens = new Int32Array(size);
+    this.#order = inOrder ? new InOrderChains(size) : undefined;
     this.#freeCount = size;
   }
 
-  /** Chains that the device has, or will have after `publish`. */
   get outstanding(): number {
     return this.#outstanding;
   }
 
-  /** Begins a chain. One that is not pushed is forgotten. */
   startChain(): void {
     this.#chainLength = 0;
+    this.#chainWritable = 0;
     this.#cursor = this.#freeHead;
     if (this.#indirect) {
       this.#chainRoom = this.#freeCount > 0 ? this.#maxChain : 0;
@@ -149,7 +138,6 @@ export class SplitVirtqueueDriver {
     }
   }
 
-  /** Adds a buffer at a guest address; readable ones before writable ones. Returns false when there is no room. */
   addBuffer(guestAddress: number, length: number, writable: boolean): boolean {
     if (this.#chainLength >= this.#chainRoom) {
       this.#chainRoom = -1;
@@ -174,13 +162,10 @@ export class SplitVirtqueueDriver {
     words[at + 2] = length;
     words[at + 3] = flags | (next << 16);
     this.#chainLength += 1;
+    if (writable) this.#chainWritable += length;
     return true;
   }
 
-  /**
-   * Stages the chain. `token` (31 bits) is what `reap` returns for it. Returns false, with nothing staged, when the chain
-   * is empty or a buffer did not fit.
-   */
   pushChain(token: number): boolean {
     const length = this.#chainLength;
     if (length === 0 || this.#chainRoom < 0) return false;
@@ -208,6 +193,7 @@ export class SplitVirtqueueDriver {
       this.#freeCount -= length;
     }
     this.#tokens[head] = token;
+    this.#order?.push(head, this.#chainWritable);
     this.#halfwords[this.#availEntry + (this.#staged & this.#mask)] = head;
     this.#staged = (this.#staged + 1) & 0xffff;
     this.#outstanding += 1;
@@ -215,7 +201,6 @@ export class SplitVirtqueueDriver {
     return true;
   }
 
-  /** Makes what was staged visible to the device. Returns whether the device has to be kicked. */
   publish(): boolean {
     const before = this.#published;
     const now = this.#staged;
@@ -231,9 +216,13 @@ export class SplitVirtqueueDriver {
     return ((now - event - 1) & 0xffff) < ((now - before) & 0xffff);
   }
 
-  /** Takes one used entry. Returns the token of its chain, NOTHING_USED or RING_FAULT. */
   reap(): number {
+    const order = this.#order;
     if (this.#reaped === this.#seenUsed) {
+      if (order?.isOpen === true) {
+        this.fault = `a used entry completes more chains than the used index ${this.#seenUsed} says`;
+        return RING_FAULT;
+      }
       // Orders the index before the entries and the buffers below it.
       this.#seenUsed = Atomics.load(this.#halfwords, this.#usedIdx);
       if (this.#reaped === this.#seenUsed) return NOTHING_USED;
@@ -243,48 +232,78 @@ export class SplitVirtqueueDriver {
         return RING_FAULT;
       }
     }
+    if (order === undefined) {
+      const head = this.#readUsed();
+      return head < 0 ? RING_FAULT : this.#take(head);
+    }
+    if (!order.isOpen) {
+      const last = this.#readUsed();
+      if (last < 0) return RING_FAULT;
+      order.open(last, this.usedLength);
+    }
+    const head = order.next();
+    this.usedLength = order.length;
+    return this.#take(head);
+  }
+
+  /** Reads the used entry that is next, once. Returns its head, or RING_FAULT. */
+  #readUsed(): number {
     const at = this.#usedWord + (this.#reaped & this.#mask) * 2;
     const head = this.#words[at]!;
-    const held = head < this.size ? this.#held[head]! : 0;
-    if (held === 0) {
+    if (head >= this.size || this.#held[head] === 0) {
       this.fault = `used entry ${this.#reaped & this.#mask} names chain ${head}, which is not in flight`;
       return RING_FAULT;
     }
     this.usedLength = this.#words[at + 1]!;
+    return head;
+  }
+
+  /** Takes a chain back. Returns its token. */
+  #take(head: number): number {
     this.#reaped = (this.#reaped + 1) & 0xffff;
+    this.#freeCount += this.#held[head]!;
     this.#held[head] = 0;
-    this.#next[this.#tail[head]!] = this.#freeHead;
-    this.#freeHead = head;
-    this.#freeCount += held;
+    // In order, the descriptors are behind the last free one as it is.
+    if (this.#order === undefined) {
+      this.#next[this.#tail[head]!] = this.#freeHead;
+      this.#freeHead = head;
+    }
     this.#outstanding -= 1;
     return this.#tokens[head]!;
   }
 
-  /**
-   * Asks for an interrupt at the next used entry. Returns false when there is one already: reap again instead of
-   * sleeping.
-   */
   armInterrupt(): boolean {
+    this.#isDisarmed = false;
     // Orders the wish before the look at the index: either the device sees the one or the driver the other.
     if (this.#eventIdx) Atomics.store(this.#halfwords, this.#usedEvent, this.#reaped);
     else Atomics.store(this.#halfwords, this.#availFlags, 0);
     return Atomics.load(this.#halfwords, this.#usedIdx) === this.#reaped;
   }
 
-  /** Asks for no interrupts while the driver polls. The device may still send one. */
   disarmInterrupt(): void {
+    this.#isDisarmed = true;
     // With EVENT_IDX: an index that was just passed comes around again after 65535 entries.
     if (this.#eventIdx) Atomics.store(this.#halfwords, this.#usedEvent, (this.#reaped - 1) & 0xffff);
     else Atomics.store(this.#halfwords, this.#availFlags, VIRTQ_AVAIL_F_NO_INTERRUPT);
   }
 
-  /**
-   * Prepares the ring for a back end that starts anew, after everything used was reaped. With `keepsInflight` the ring
-   * stays as it is, for a back end that remembers what it had taken; otherwise it begins at 0 again and every chain that
-   * is outstanding is made available once more. Returns the base.
-   */
   resume(keepsInflight: boolean): number {
     if (keepsInflight) return Atomics.load(this.#halfwords, this.#usedIdx);
+    // In order, what is outstanding is in the available ring as it is, behind the last used chain.
+    if (this.#order === undefined) this.#restage();
+    this.#published = this.#staged;
+    this.#halfwords[this.#usedFlags] = 0;
+    this.#halfwords[this.#availEvent] = this.#reaped;
+    // Nobody else looks at the ring; the message that hands it over orders these for the new back end.
+    this.#halfwords[this.#usedIdx] = this.#reaped;
+    this.#halfwords[this.#availIdx] = this.#published;
+    if (this.#isDisarmed) this.disarmInterrupt();
+    else this.armInterrupt();
+    return this.#reaped;
+  }
+
+  /** Begins anew with every chain that is outstanding. */
+  #restage(): void {
     this.#staged = 0;
     this.#reaped = 0;
     this.#seenUsed = 0;
@@ -293,13 +312,5 @@ export class SplitVirtqueueDriver {
       this.#halfwords[this.#availEntry + this.#staged] = head;
       this.#staged += 1;
     }
-    this.#published = this.#staged;
-    this.#halfwords[this.#usedFlags] = 0;
-    this.#halfwords[this.#availEvent] = 0;
-    this.#halfwords[this.#usedEvent] = 0;
-    // Nobody else looks at the ring; the message that hands it over orders these for the new back end.
-    this.#halfwords[this.#usedIdx] = 0;
-    this.#halfwords[this.#availIdx] = this.#published;
-    return 0;
   }
 }

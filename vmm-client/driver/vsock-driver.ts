@@ -16,7 +16,7 @@ import {
 import type { VhostUserFrontend } from '../frontend/frontend.ts';
 import { SharedMemory } from '../frontend/shared-memory.ts';
 import type { DriverQueue } from './driver-queue.ts';
-import { RING_FAULT } from './split-virtqueue.ts';
+import { RING_FAULT } from './virtqueue.ts';
 import type { VsockConnection, VsockHandler } from './vsock-connection.ts';
 import { VsockError } from './vsock-error.ts';
 import { TRANSPORT_RESET, VsockEventQueue } from './vsock-event-queue.ts';
@@ -106,12 +106,12 @@ export class VsockDriver {
     const memory = new SharedMemory(plan.memoryBytes);
     const receive = new VsockReceiveQueue(memory, plan.receive);
     const transmit = new VsockTransmitQueue(memory, plan.transmit);
-    const events = new VsockEventQueue(memory, VIRTIO_VSOCK_EVENT_QUEUE, plan.eventIdx);
+    const events = new VsockEventQueue(memory, VIRTIO_VSOCK_EVENT_QUEUE, plan.ring);
     const multiplexer = new VsockMultiplexer(memory, receive, transmit, cid, plan);
     const driver = new VsockDriver(frontend, memory, multiplexer, receive, events, options);
     try {
       await frontend.setMemory([memory]);
-      for (const queue of driver.queues) await frontend.startVring(queue.vring);
+      for (const queue of driver.queues) await frontend.startVring(queue.vring, queue.base);
       driver.#takeEvents();
       driver.#wake();
       return driver;

@@ -7,10 +7,11 @@
 import { VIRTIO_VSOCK_EVENT_BYTES, VIRTIO_VSOCK_EVENT_TRANSPORT_RESET } from '../../protocol/virtio/vsock.ts';
 import type { SharedMemory } from '../frontend/shared-memory.ts';
 import { DriverQueue } from './driver-queue.ts';
-import { RING_FAULT } from './split-virtqueue.ts';
+import { RING_FAULT, type RingFeatures } from './virtqueue.ts';
 
 /** Entries. */
 const SIZE = 8;
+const SHAPE = { size: SIZE, maxChain: 1, indirect: false };
 
 /** `poll`: nothing that matters came, or a reset of the transport did. */
 export const NO_EVENT = 0;
@@ -23,20 +24,18 @@ export class VsockEventQueue {
   #fault = '';
 
   /** Allocates ring and buffers in `memory`, which outlives the queue. @throws RangeError - memory */
-  constructor(memory: SharedMemory, index: number, eventIdx: boolean) {
+  constructor(memory: SharedMemory, index: number, ring: RingFeatures) {
     this.#memory = memory;
     // An event of the back end that died is about connections that ended with it.
-    this.queue = new DriverQueue(memory, index, { size: SIZE, maxChain: 1, indirect: false, eventIdx }, () =>
-      this.#drain(),
-    );
+    this.queue = new DriverQueue(memory, index, { ...ring, ...SHAPE }, () => this.#drain());
     this.#buffers = memory.allocate(SIZE * VIRTIO_VSOCK_EVENT_BYTES, VIRTIO_VSOCK_EVENT_BYTES);
     for (let buffer = 0; buffer < SIZE; buffer++) this.#post(buffer);
     this.queue.ring.publish();
   }
 
   /** Bytes of shared memory that the queue takes, alignment included. */
-  static memoryBytes(eventIdx: boolean): number {
-    return DriverQueue.memoryBytes({ size: SIZE, maxChain: 1, indirect: false, eventIdx }) + 256;
+  static memoryBytes(): number {
+    return DriverQueue.memoryBytes(SHAPE) + 256;
   }
 
   /** What the device did wrong when `poll` said RING_FAULT. */

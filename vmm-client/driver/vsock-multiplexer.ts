@@ -11,7 +11,7 @@ import {
   VIRTIO_VSOCK_TYPE_STREAM,
 } from '../../protocol/virtio/vsock.ts';
 import type { SharedMemory } from '../frontend/shared-memory.ts';
-import { NOTHING_USED, RING_FAULT } from './split-virtqueue.ts';
+import { NOTHING_USED, RING_FAULT } from './virtqueue.ts';
 import { VsockConnection, type VsockHandler, type VsockLink } from './vsock-connection.ts';
 import { VsockError } from './vsock-error.ts';
 import type { VsockEnds } from './vsock-header.ts';

@@ -8,20 +8,18 @@
 
 import { VIRTIO_VSOCK_HDR_BYTES } from '../../protocol/virtio/vsock.ts';
 import type { SharedMemory } from '../frontend/shared-memory.ts';
-import { DriverQueue } from './driver-queue.ts';
-import { RING_FAULT, type SplitVirtqueueOptions } from './split-virtqueue.ts';
+import { DriverQueue, type DriverQueueOptions } from './driver-queue.ts';
+import { RING_FAULT, type RingFeatures } from './virtqueue.ts';
 import { VsockHeader } from './vsock-header.ts';
 
 const CACHE_LINE_BYTES = 64;
 
-export interface VsockReceiveQueueOptions {
+export interface VsockReceiveQueueOptions extends RingFeatures {
   readonly index: number;
   /** Entries of the ring, and buffers. */
   readonly size: number;
   /** Bytes of payload that one buffer has room for. */
   readonly payloadBytes: number;
-  /** Whether EVENT_IDX was negotiated. */
-  readonly eventIdx: boolean;
 }
 
 export class VsockReceiveQueue {
@@ -112,7 +110,7 @@ function strideOf(payloadBytes: number): number {
   return Math.ceil((VIRTIO_VSOCK_HDR_BYTES + payloadBytes) / CACHE_LINE_BYTES) * CACHE_LINE_BYTES;
 }
 
-function ringOptions({ size, eventIdx }: VsockReceiveQueueOptions): SplitVirtqueueOptions {
+function ringOptions(options: VsockReceiveQueueOptions): DriverQueueOptions {
   // Buffers of one descriptor gain nothing by a table.
-  return { size, maxChain: 1, indirect: false, eventIdx };
+  return { ...options, maxChain: 1, indirect: false };
 }

@@ -26,6 +26,8 @@ import {
   VIRTIO_VSOCK_TYPE_SEQPACKET,
 } from '../../protocol/virtio/vsock.ts';
 import type { VhostUserFrontend } from '../frontend/frontend.ts';
+import { checkRingFeatures, type RingWishes, ringFeaturesOf, wantedRingFeatures } from './ring-features.ts';
+import type { RingFeatures } from './virtqueue.ts';
 import { VsockEventQueue } from './vsock-event-queue.ts';
 import { VsockReceiveQueue, type VsockReceiveQueueOptions } from './vsock-receive-queue.ts';
 import { VsockTransmitQueue, type VsockTransmitQueueOptions } from './vsock-transmit-queue.ts';
@@ -46,8 +48,8 @@ const CLOSE_TIMEOUT_MS = 8000;
 const PAGE_BYTES = 4096;
 const MAX_BUFFER_BYTES = 0x7fff_ffff;
 
-export interface VsockDriverOptions {
-  /** Entries of the receive and the transmit queue, a power of two. Default 256. */
+export interface VsockDriverOptions extends RingWishes {
+  /** Entries of the receive and the transmit queue, a power of two unless they are packed. Default 256. */
   readonly queueSize?: number;
   /** Features not to accept although offered and known. */
   readonly withoutFeatures?: bigint;
@@ -68,7 +70,7 @@ export interface VsockDriverOptions {
 export interface VsockPlan {
   readonly receive: VsockReceiveQueueOptions;
   readonly transmit: VsockTransmitQueueOptions;
-  readonly eventIdx: boolean;
+  readonly ring: RingFeatures;
   readonly bufferBytes: number;
   readonly connectTimeoutMs: number;
   readonly closeTimeoutMs: number;
@@ -77,7 +79,7 @@ export interface VsockPlan {
 
 /** The features to accept of those that are offered. */
 export function wantedVsockFeatures(options: VsockDriverOptions): bigint {
-  return WANTED_FEATURES & ~(options.withoutFeatures ?? 0n);
+  return (WANTED_FEATURES | wantedRingFeatures(options)) & ~(options.withoutFeatures ?? 0n);
 }
 
 /** Whether sockets of a type are possible: without any bit streams are. Source: VIRTIO 1.3, 5.10.3. */
@@ -95,6 +97,7 @@ export function planVsock(features: bigint, queueCount: number | undefined, opti
   if (!hasFeature(features, VIRTIO_F_VERSION_1)) {
     throw new PeerError('the device does not offer VERSION_1: devices older than virtio 1.0 are not supported');
   }
+  checkRingFeatures(features, options);
   if (queueCount !== undefined && queueCount < VIRTIO_VSOCK_QUEUES) {
     throw new PeerError(`the device has ${queueCount} queues, a socket device needs ${VIRTIO_VSOCK_QUEUES}`);
   }
@@ -102,25 +105,25 @@ export function planVsock(features: bigint, queueCount: number | undefined, opti
   if (!(bufferBytes >= 1 && bufferBytes <= MAX_BUFFER_BYTES)) {
     throw new RangeError(`buffers of ${bufferBytes} bytes: from 1 to ${MAX_BUFFER_BYTES} are possible`);
   }
-  const eventIdx = hasFeature(features, VIRTIO_F_EVENT_IDX);
+  const ring = ringFeaturesOf(features);
   const sizes = {
     size: options.queueSize ?? 256,
     payloadBytes: options.payloadBytes ?? VIRTIO_VSOCK_MAX_PACKET_BYTES,
-    eventIdx,
+    ...ring,
   };
   const receive = { ...sizes, index: VIRTIO_VSOCK_RX_QUEUE };
   const transmit = { ...sizes, index: VIRTIO_VSOCK_TX_QUEUE };
   return {
     receive,
     transmit,
-    eventIdx,
+    ring,
     bufferBytes,
     connectTimeoutMs: options.timeoutMs ?? 10_000,
     closeTimeoutMs: options.closeTimeoutMs ?? CLOSE_TIMEOUT_MS,
     memoryBytes:
       VsockReceiveQueue.memoryBytes(receive) +
       VsockTransmitQueue.memoryBytes(transmit) +
-      VsockEventQueue.memoryBytes(eventIdx) +
+      VsockEventQueue.memoryBytes() +
       PAGE_BYTES,
   };
 }

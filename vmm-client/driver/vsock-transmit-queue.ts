@@ -9,20 +9,18 @@
 
 import { VIRTIO_VSOCK_HDR_BYTES, VIRTIO_VSOCK_OP_RST, VIRTIO_VSOCK_OP_RW } from '../../protocol/virtio/vsock.ts';
 import type { SharedMemory } from '../frontend/shared-memory.ts';
-import { DriverQueue } from './driver-queue.ts';
-import { RING_FAULT, type SplitVirtqueueOptions } from './split-virtqueue.ts';
+import { DriverQueue, type DriverQueueOptions } from './driver-queue.ts';
+import { RING_FAULT, type RingFeatures } from './virtqueue.ts';
 import { rewriteVsockOperation, type VsockEnds, writeVsockHeader } from './vsock-header.ts';
 
 const CACHE_LINE_BYTES = 64;
 
-export interface VsockTransmitQueueOptions {
+export interface VsockTransmitQueueOptions extends RingFeatures {
   readonly index: number;
   /** Entries of the ring, and slots: a quarter of them without room for payload. */
   readonly size: number;
   /** Bytes of payload of one packet, at most. */
   readonly payloadBytes: number;
-  /** Whether EVENT_IDX was negotiated. */
-  readonly eventIdx: boolean;
 }
 
 export class VsockTransmitQueue {
@@ -163,13 +161,13 @@ export class VsockTransmitQueue {
 }
 
 function controlSlotsOf(size: number): number {
-  return Math.max(1, size / 4);
+  return Math.max(1, Math.floor(size / 4));
 }
 
 function strideOf(payloadBytes: number): number {
   return Math.ceil((VIRTIO_VSOCK_HDR_BYTES + payloadBytes) / CACHE_LINE_BYTES) * CACHE_LINE_BYTES;
 }
 
-function ringOptions({ size, eventIdx }: VsockTransmitQueueOptions): SplitVirtqueueOptions {
-  return { size, maxChain: 1, indirect: false, eventIdx };
+function ringOptions(options: VsockTransmitQueueOptions): DriverQueueOptions {
+  return { ...options, maxChain: 1, indirect: false };
 }

@@ -8,8 +8,10 @@ import type { OwnedFd } from '../../protocol/sys/owned-fd.ts';
 import type { UnixStream } from '../../protocol/sys/unix-socket.ts';
 import { closeAll, Endpoint, type IncomingMessage } from '../../protocol/vhost-user/endpoint.ts';
 import { PeerError, ProtocolError } from '../../protocol/vhost-user/errors.ts';
+import { VHOST_USER_PROTOCOL_F_REPLY_ACK } from '../../protocol/vhost-user/features.ts';
 import type { MessageType } from '../../protocol/vhost-user/messages.ts';
 import { U64 } from '../../protocol/vhost-user/payloads.ts';
+import { hasFeature } from '../../protocol/virtio/reserved-features.ts';
 
 /** What came back: the undecoded payload, and descriptors that are the receiver's now. */
 interface RawReply {
@@ -25,8 +27,11 @@ interface Pending {
 }
 
 export class FrontendConnection {
-  /** Set once REPLY_ACK was negotiated: from then on every command is acknowledged. */
-  replyAck = false;
+  /** Set once they were negotiated. */
+  protocolFeatures = 0n;
+  /** What the back end was told on this connection: features, those of the dirty log included, and device status. */
+  features = 0n;
+  status = 0;
   readonly #endpoint: Endpoint;
   readonly #timeoutMs: number;
   readonly #onLost: (error: Error) => void;
@@ -45,9 +50,19 @@ export class FrontendConnection {
     return this.#ended;
   }
 
+  /** Whether every command is acknowledged. */
+  get replyAck(): boolean {
+    return this.has(VHOST_USER_PROTOCOL_F_REPLY_ACK);
+  }
+
+  /** Whether a protocol feature was negotiated. */
+  has(protocolFeature: number): boolean {
+    return hasFeature(this.protocolFeatures, protocolFeature);
+  }
+
   /**
    * Sends a request that is answered by a payload of its own, and decodes the answer. Descriptors that come along are
-   * closed.
+   * closed. What is sent is sent when this returns.
    * @throws PeerError - the connection ended, or the deadline passed
    * @throws ProtocolError - the answer is not one
    */
@@ -57,9 +72,16 @@ export class FrontendConnection {
     return this.decodeReply(type, payload);
   }
 
-  /** Like `call`, for answers with descriptors, which the caller owns. */
-  async callWithFds<Q, R>(type: MessageType<Q, R>, value: Q): Promise<{ value: R; fds: OwnedFd[] }> {
-    const { payload, fds } = await this.callRaw(type, value);
+  /**
+   * Like `call`, for answers with descriptors, which the caller owns. Those that go out stay the caller's and may be closed
+   * at once.
+   */
+  async callWithFds<Q, R>(
+    type: MessageType<Q, R>,
+    value: Q,
+    sent: readonly OwnedFd[] = [],
+  ): Promise<{ value: R; fds: OwnedFd[] }> {
+    const { payload, fds } = await this.callRaw(type, value, sent);
     try {
       return { value: this.decodeReply(type, payload), fds };
     } catch (error) {
@@ -68,9 +90,9 @@ export class FrontendConnection {
     }
   }
 
-  /** Like `call`, without decoding: an empty payload is how some requests are refused. */
-  callRaw<Q>(type: MessageType<Q>, value: Q): Promise<RawReply> {
-    return this.#request(type, value, [], false);
+  /** Like `callWithFds`, without decoding: some answers have a meaning also when they are empty. */
+  callRaw<Q>(type: MessageType<Q>, value: Q, sent: readonly OwnedFd[] = []): Promise<RawReply> {
+    return this.#request(type, value, sent, false);
   }
 
   /**

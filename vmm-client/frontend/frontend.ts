@@ -1,32 +1,39 @@
 /**
  * A vhost-user front end: hands guest memory and virtqueues to a back end at the other end of a Unix socket, and keeps
- * what it handed over, so that a back end that died and came back is brought to the same state: negotiation, memory,
- * the in-flight region, rings. Requests that were in flight then complete as if nothing had been.
- * Source: vhost-user, Starting and stopping rings, Inflight I/O tracking, Back-end program conventions.
+ * what it handed over, so that a back end that died and came back, or another one, is brought to the same state:
+ * negotiation, memory, the in-flight region, rings. Requests that were in flight then complete as if nothing had been.
+ * Source: vhost-user, Starting and stopping rings, Inflight I/O tracking, Migration.
  */
 
 import { EventEmitter } from 'node:events';
-import { setTimeout as delay } from 'node:timers/promises';
-import { SysError } from '../../protocol/sys/errors.ts';
-import { UnixStream } from '../../protocol/sys/unix-socket.ts';
-import { closeAll } from '../../protocol/vhost-user/endpoint.ts';
-import { PeerError, ProtocolError } from '../../protocol/vhost-user/errors.ts';
+import type { UnixStream } from '../../protocol/sys/unix-socket.ts';
+import { PeerError } from '../../protocol/vhost-user/errors.ts';
 import {
-  VHOST_USER_PROTOCOL_F_BACKEND_REQ,
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
   VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
+  VHOST_USER_PROTOCOL_F_RARP,
   VHOST_USER_PROTOCOL_F_RESET_DEVICE,
+  VHOST_USER_PROTOCOL_F_STATUS,
 } from '../../protocol/vhost-user/features.ts';
 import { FRONTEND } from '../../protocol/vhost-user/messages.ts';
-import { hasFeature } from '../../protocol/virtio/reserved-features.ts';
-import { BackendChannel } from './backend-channel.ts';
-import { FrontendConnection } from './connection.ts';
+import { featureMask, hasFeature, VIRTIO_F_ACCESS_PLATFORM } from '../../protocol/virtio/reserved-features.ts';
+import { CONFIG_FLAG_WRITE, readConfig, writeConfig } from './config-access.ts';
+import type { FrontendConnection } from './connection.ts';
+import { DeviceSetup, type PositionedRing } from './device-setup.ts';
 import { dial } from './dial.ts';
-import { type InflightRegion, requestInflight, type SharedRegion, sendInflight, sendMemory } from './hand-over.ts';
-import { type Capabilities, negotiate, USABLE_PROTOCOL_FEATURES } from './negotiation.ts';
-import { startVring, stopVring, type Vring } from './vring.ts';
+import { DirtyLogging } from './dirty-logging.ts';
+import { requestInflight, type SharedRegion, sendInflight, sendMemory } from './hand-over.ts';
+import { InbandNotifications } from './inband.ts';
+import type { IoMappings } from './io-mappings.ts';
+import { Link, type LinkOwner, missingFeatures } from './link.ts';
+import { Migration } from './migration.ts';
+import { type Capabilities, DEFAULT_PROTOCOL_FEATURES } from './negotiation.ts';
+import { SharedMemory } from './shared-memory.ts';
+import { stopVring, type Vring } from './vring.ts';
 
-const REDIAL_MS = 100;
+const ACCESS_PLATFORM = featureMask(VIRTIO_F_ACCESS_PLATFORM);
+/** Unlike any guest address of the same memory, so that nobody takes one for the other unnoticed. */
+const DEFAULT_IOVA = 0x11_0000_0000;
 
 export interface FrontendOptions {
   /** How long the back end may take for one answer, in milliseconds. Default 10,000. */
@@ -35,14 +42,17 @@ export interface FrontendOptions {
   readonly waitMs?: number;
   /** How long to dial again after the back end went away, in milliseconds. Default 0: not at all. */
   readonly reconnectMs?: number;
-  /** Protocol features to accept where offered. Default: all that this class can use. */
+  /** Protocol features to accept where offered. Default: all that this class can use but notifications in band. */
   readonly protocolFeatures?: bigint;
+  /** The device is behind this IOMMU: what rings and descriptors say are addresses that it maps. */
+  readonly iommu?: IoMappings;
 }
 
 /**
  * `configChange`: the configuration space is to be read again. `disconnect`: the back end went away, dialing begins.
  * `reconnect`: it is back and has all that was handed over. `lost`: it went away for good; nothing will work any more.
- * `channelFault`: the back end broke the protocol on its request channel.
+ * `channelFault`: the back end broke the protocol on its request channel. `refusal`: it refused what nobody waits for, a
+ * kick or a mapping. `accessFail`: the IOMMU kept the device from an access.
  */
 export interface FrontendEvents {
   configChange: [];
@@ -50,35 +60,36 @@ export interface FrontendEvents {
   reconnect: [];
   lost: [Error];
   channelFault: [Error];
+  refusal: [Error];
+  accessFail: [{ iova: bigint; permission: number }];
 }
 
 export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
-  readonly #path: string | undefined;
-  readonly #timeoutMs: number;
-  readonly #reconnectMs: number;
-  readonly #wantedProtocolFeatures: bigint;
-  #connection: FrontendConnection;
-  #channel: BackendChannel | undefined;
-  #capabilities: Capabilities | undefined;
-  #state: 'connected' | 'reconnecting' | 'lost' | 'closed' = 'connected';
-  /** Kept as long as the back end is away; requests wait for it. */
-  #ready: Promise<void> = Promise.resolve();
+  /** Which pages the device writes. */
+  readonly dirtyLog: DirtyLogging;
+  /** Stopping the device, and going on with another back end. */
+  readonly migration: Migration;
+  readonly #options: FrontendOptions;
+  readonly #setup: DeviceSetup;
+  #openLink: Link | undefined;
 
-  // What was handed over, for a back end that comes back.
-  #features: bigint | undefined;
-  #memory: SharedRegion[] = [];
-  readonly #vrings = new Map<number, Vring>();
-  /** Rings that the back end may have started, though it refused some of what it was told of them. */
-  readonly #touched = new Set<number>();
-  #inflight: InflightRegion | undefined;
-
-  private constructor(stream: UnixStream, path: string | undefined, options: FrontendOptions) {
+  private constructor(options: FrontendOptions) {
     super();
-    this.#path = path;
-    this.#timeoutMs = options.timeoutMs ?? 10_000;
-    this.#reconnectMs = options.reconnectMs ?? 0;
-    this.#wantedProtocolFeatures = options.protocolFeatures ?? USABLE_PROTOCOL_FEATURES;
-    this.#connection = this.#adopt(stream);
+    this.#options = options;
+    this.#setup = new DeviceSetup(options.iommu, new InbandNotifications((error) => this.emit('refusal', error)));
+    this.dirtyLog = new DirtyLogging(this.#setup, () => this.#link);
+    const current = () => this.#link;
+    this.migration = new Migration({
+      setup: this.#setup,
+      get link() {
+        return current();
+      },
+      openLink: async (path, waitMs) => this.#connect(await dial(path, waitMs), path),
+      switchTo: (link) => {
+        this.#openLink?.close();
+        this.#openLink = link;
+      },
+    });
   }
 
   /**
@@ -96,25 +107,51 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
   }
 
   static async #open(stream: UnixStream, path: string | undefined, options: FrontendOptions) {
-    const frontend = new VhostUserFrontend(stream, path, options);
-    try {
-      frontend.#capabilities = await frontend.#openSession(frontend.#connection);
-      return frontend;
-    } catch (error) {
-      frontend.close();
-      throw error;
-    }
+    const frontend = new VhostUserFrontend(options);
+    frontend.#openLink = await frontend.#connect(stream, path);
+    return frontend;
+  }
+
+  #connect(stream: UnixStream, path: string | undefined): Promise<Link> {
+    const { timeoutMs = 10_000, reconnectMs = 0, protocolFeatures = DEFAULT_PROTOCOL_FEATURES, iommu } = this.#options;
+    const tell = (link: Link, event: () => void) => {
+      // Of a link that is being tried, whoever tries it is told.
+      if (link === this.#openLink) event();
+    };
+    const owner: LinkOwner = {
+      requests: {
+        configChanged: () => this.emit('configChange'),
+        accessFailed: (iova, permission) => this.emit('accessFail', { iova, permission }),
+        vringCalled: (index) => this.#setup.inband.call(index),
+        vringFailed: (index) => this.#setup.inband.fail(index),
+        channelFailed: (error) => this.emit('channelFault', error),
+      },
+      replay: async (connection, { features }) => {
+        const missing = this.features & ~features;
+        if (missing !== 0n) throw missingFeatures('features', missing);
+        await this.#setup.replay(connection);
+      },
+      disconnected: (link, error) => tell(link, () => this.emit('disconnect', error)),
+      reconnected: (link) => tell(link, () => this.emit('reconnect')),
+      lost: (link, error) => tell(link, () => this.emit('lost', error)),
+      refused: (error) => this.emit('refusal', error),
+    };
+    return Link.open(stream, { path, timeoutMs, reconnectMs, protocolFeatures, iommu }, owner);
+  }
+
+  get #link(): Link {
+    if (this.#openLink === undefined) throw new Error('a front end before its negotiation');
+    return this.#openLink;
   }
 
   /** What the back end offers. */
   get capabilities(): Capabilities {
-    if (this.#capabilities === undefined) throw new Error('capabilities are not known before the negotiation');
-    return this.#capabilities;
+    return this.#link.capabilities;
   }
 
   /** The features that `acceptFeatures` settled on; 0 before. */
   get features(): bigint {
-    return this.#features ?? 0n;
+    return this.#setup.features ?? 0n;
   }
 
   hasProtocolFeature(bit: number): boolean {
@@ -122,44 +159,75 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
   }
 
   get isConnected(): boolean {
-    return this.#state === 'connected';
+    return this.#link.state === 'connected';
   }
 
   /** Whether the back end is away and dialed again. */
   get isReconnecting(): boolean {
-    return this.#state === 'reconnecting';
+    return this.#link.state === 'reconnecting';
   }
 
-  /** Accepts those of the `wanted` features that are offered (SET_FEATURES). Returns them. */
+  /**
+   * Accepts those of the `wanted` features that are offered (SET_FEATURES), and ACCESS_PLATFORM for a device behind an
+   * IOMMU. Returns them.
+   * @throws PeerError - refused; there is an IOMMU, and the back end would not ask it
+   */
   async acceptFeatures(wanted: bigint): Promise<bigint> {
-    const accepted = wanted & this.capabilities.features;
-    await this.#command((connection) => connection.command(FRONTEND.SET_FEATURES, accepted));
-    this.#features = accepted;
+    const { features } = this.capabilities;
+    const hasIommu = this.#setup.iommu !== undefined;
+    if (hasIommu && (features & ACCESS_PLATFORM) === 0n) {
+      throw new PeerError('the device is behind an IOMMU, and the back end does not offer ACCESS_PLATFORM');
+    }
+    const accepted = (wanted & features & ~ACCESS_PLATFORM) | (hasIommu ? ACCESS_PLATFORM : 0n);
+    const before = this.#setup.features;
+    this.#setup.features = accepted;
+    try {
+      await this.#link.command((connection) => this.#setup.sendFeatures(connection));
+    } catch (error) {
+      this.#setup.features = before;
+      throw error;
+    }
     return accepted;
+  }
+
+  /** Memory for a driver in user space: what it puts in descriptors as `guestAddress` is what the device will find. */
+  createMemory(length: number): SharedMemory {
+    return new SharedMemory(length, undefined, this.#setup.iommu && DEFAULT_IOVA);
   }
 
   /** Replaces the memory of the guest. The regions stay the caller's, and open until they are removed here. */
   async setMemory(regions: readonly SharedRegion[]): Promise<void> {
     this.#checkSlots(regions.length);
-    await this.#command((connection) => sendMemory(connection, regions));
-    this.#memory = [...regions];
+    await this.#changeMemory(regions, (connection) => sendMemory(connection, regions));
   }
 
   /** Adds a region while rings may be running; with a new table where the back end has no ADD_MEM_REG. */
   async addMemory(added: SharedRegion): Promise<void> {
-    const all = [...this.#memory, added];
+    const all = [...this.#setup.memory, added];
     if (!this.hasProtocolFeature(VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS)) return this.setMemory(all);
     this.#checkSlots(all.length);
-    await this.#command((connection) => connection.command(FRONTEND.ADD_MEM_REG, added.region, [added.memfd]));
-    this.#memory = all;
+    await this.#changeMemory(all, (c) => c.command(FRONTEND.ADD_MEM_REG, added.region, [added.memfd]));
   }
 
   /** Takes a region back. The caller proves that no ring and no request in flight is in it. */
   async removeMemory(removed: SharedRegion): Promise<void> {
-    const rest = this.#memory.filter((memory) => memory !== removed);
+    const rest = this.#setup.memory.filter((memory) => memory !== removed);
     if (!this.hasProtocolFeature(VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS)) return this.setMemory(rest);
-    await this.#command((connection) => connection.command(FRONTEND.REM_MEM_REG, removed.region));
-    this.#memory = rest;
+    await this.#changeMemory(rest, (connection) => connection.command(FRONTEND.REM_MEM_REG, removed.region));
+  }
+
+  async #changeMemory(
+    regions: readonly SharedRegion[],
+    send: (connection: FrontendConnection) => Promise<void>,
+  ): Promise<void> {
+    const { memory: before } = this.#setup;
+    await this.#link.command(async (connection) => {
+      await this.dirtyLog.cover(connection, regions);
+      await send(connection);
+    });
+    this.#setup.memory = [...regions];
+    await this.#setup.unmap(before.filter((memory) => !regions.includes(memory)));
+    await this.#setup.map(regions.filter((memory) => !before.includes(memory)));
   }
 
   #checkSlots(count: number): void {
@@ -171,23 +239,23 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
 
   /** Hands a ring over, starts and enables it. Its descriptors and its memory stay the caller's. */
   async startVring(vring: Vring, base = 0): Promise<void> {
-    this.#touched.add(vring.index);
-    await this.#command((connection) => startVring(connection, vring, base, this.features));
-    this.#vrings.set(vring.index, vring);
+    await this.startVrings([{ vring, base }]);
+  }
+
+  /** The same for all rings of a device: it hears that the driver is ready when it has them all. */
+  async startVrings(rings: readonly PositionedRing[]): Promise<void> {
+    await this.#link.command((connection) => this.#setup.start(connection, rings));
+    for (const { vring } of rings) this.#setup.vrings.set(vring.index, vring);
   }
 
   /** Stops a ring (GET_VRING_BASE) once nothing of it is in flight. Returns the base to go on from. */
   async stopVring(index: number): Promise<number> {
-    await this.#ready;
-    // Not to be handed over again, whatever becomes of the request.
-    this.#vrings.delete(index);
-    this.#touched.delete(index);
-    return stopVring(this.#connection, index);
+    return this.#setup.stop(await this.#link.connected(), index);
   }
 
   /** Enables or disables a started ring. */
   async enableVring(index: number, enabled: boolean): Promise<void> {
-    await this.#command((c) => c.command(FRONTEND.SET_VRING_ENABLE, { index, num: enabled ? 1 : 0 }));
+    await this.#link.command((c) => c.command(FRONTEND.SET_VRING_ENABLE, { index, num: enabled ? 1 : 0 }));
   }
 
   /**
@@ -197,10 +265,9 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
    */
   async trackInflight(numQueues: number, queueSize: number): Promise<boolean> {
     if (!this.hasProtocolFeature(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD)) return false;
-    await this.#command(async (connection) => {
+    await this.#link.command(async (connection) => {
       const region = await requestInflight(connection, numQueues, queueSize);
-      this.#inflight?.fd.close();
-      this.#inflight = region;
+      this.#setup.setInflight(region);
       await sendInflight(connection, region);
     });
     return true;
@@ -208,196 +275,75 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
 
   /** Reads `length` bytes of the configuration space. @throws PeerError - the back end refuses that range */
   async readConfig(offset: number, length: number): Promise<Uint8Array> {
-    await this.#ready;
-    const connection = this.#connection;
-    const request = { offset, size: length, flags: 0, data: new Uint8Array(length) };
-    const { payload, fds } = await connection.callRaw(FRONTEND.GET_CONFIG, request);
-    closeAll(fds);
-    const reply = payload.length === 0 ? undefined : connection.decodeReply(FRONTEND.GET_CONFIG, payload);
-    if (reply === undefined || reply.size !== length) {
-      throw new PeerError(`the back end refuses to read ${length} bytes of configuration at ${offset}`);
-    }
-    return reply.data;
+    return readConfig(await this.#link.connected(), offset, length);
   }
 
   /** Writes to the configuration space as a driver does. */
   async writeConfig(offset: number, data: Uint8Array): Promise<void> {
-    await this.#command((c) => c.command(FRONTEND.SET_CONFIG, { offset, size: data.length, flags: 0, data }));
+    await this.#link.command((connection) => writeConfig(connection, offset, data, CONFIG_FLAG_WRITE));
+  }
+
+  /** Tells the network where an address (6 bytes) is now. Returns false where the back end cannot. */
+  async announce(address: Uint8Array): Promise<boolean> {
+    if (!this.hasProtocolFeature(VHOST_USER_PROTOCOL_F_RARP)) return false;
+    const value = Buffer.from(address).readUIntLE(0, 6);
+    await this.#link.command((connection) => connection.command(FRONTEND.SEND_RARP, BigInt(value)));
+    return true;
   }
 
   /** Resets the device: rings are stopped and disabled, memory and negotiation stay. */
   async resetDevice(): Promise<void> {
-    if (!this.hasProtocolFeature(VHOST_USER_PROTOCOL_F_RESET_DEVICE)) {
+    const canReset = [VHOST_USER_PROTOCOL_F_RESET_DEVICE, VHOST_USER_PROTOCOL_F_STATUS];
+    if (!canReset.some((bit) => this.hasProtocolFeature(bit))) {
       throw new PeerError('the back end does not offer RESET_DEVICE');
     }
-    await this.#command((connection) => connection.command(FRONTEND.RESET_DEVICE, undefined));
-    this.#vrings.clear();
+    await this.#link.command((connection) => this.#setup.reset(connection));
+    this.#setup.vrings.clear();
   }
 
-  /**
-   * Waits for a back end that is away, for at most `waitMs` milliseconds. Returns whether it is there and has all that
-   * was handed over.
-   */
-  async waitUntilConnected(waitMs: number): Promise<boolean> {
-    if (this.#state === 'reconnecting') {
-      const enough = new AbortController();
-      const ready = this.#ready.catch(() => undefined);
-      await Promise.race([ready, delay(waitMs, undefined, { signal: enough.signal }).catch(() => undefined)]);
-      enough.abort();
-    }
-    return this.#state === 'connected';
+  /** Waits for a back end that is away, at most `waitMs` milliseconds. Returns whether it has all that was handed over. */
+  waitUntilConnected(waitMs: number): Promise<boolean> {
+    return this.#link.waitUntilConnected(waitMs);
   }
 
   /**
    * Takes everything back that was handed over, as at a reset of the device: features, memory, rings and the in-flight
    * region. Resolves when nothing of the rings is in flight any more. Where the back end is away, its connection ended and
    * the rings with it; what the kernel still does for a process that died is over when another one has its place, so that
-   * is waited for, at most `waitMs` milliseconds.
+   * is waited for, at most `waitMs` milliseconds. A dirty log goes on.
    */
   async takeBack(waitMs: number): Promise<void> {
-    const rings = [...this.#touched];
-    const features = this.features;
-    const connection = this.#connection;
+    const link = this.#link;
+    const { connection } = link;
+    const { touched, features, memory } = this.#setup;
+    const rings = [...touched];
     this.#forget();
-    if (this.#state === 'connected') {
+    if (link.state === 'connected') {
       try {
         await Promise.all(rings.map((index) => stopVring(connection, index, features)));
-        if (this.hasProtocolFeature(VHOST_USER_PROTOCOL_F_RESET_DEVICE)) {
-          await connection.command(FRONTEND.RESET_DEVICE, undefined);
-        }
+        await this.#setup.reset(connection);
       } catch (error) {
         // The end of the connection stops what did not stop otherwise.
-        connection.close();
-        this.#onLost(error as Error);
+        link.hangUp(error as Error);
       }
-    } else if (this.#state === 'reconnecting') {
+    } else if (link.state === 'reconnecting') {
       // What the new connection has of the rings already, it has no longer; the next one gets nothing.
       connection.close();
     }
-    await this.waitUntilConnected(waitMs);
+    await this.#setup.unmap(memory).catch((error: unknown) => link.hangUp(error as Error));
+    await link.waitUntilConnected(waitMs);
   }
 
   #forget(): void {
-    this.#features = undefined;
-    this.#memory = [];
-    this.#vrings.clear();
-    this.#touched.clear();
-    this.#inflight?.fd.close();
-    this.#inflight = undefined;
+    this.#setup.forget();
+    this.migration.forget();
   }
 
   /** Ends the connection. Memory and ring descriptors stay the caller's. Idempotent. */
   close(): void {
-    if (this.#state === 'closed') return;
-    this.#state = 'closed';
-    this.#connection.close();
-    this.#channel?.close();
+    this.#openLink?.close();
+    void this.#setup.unmap(this.#setup.memory);
     this.#forget();
-  }
-
-  async #command(send: (connection: FrontendConnection) => Promise<void>): Promise<void> {
-    await this.#ready;
-    const connection = this.#connection;
-    await send(connection);
-    // Without acknowledgements any request with an answer shows that those before it were handled.
-    if (!connection.replyAck) await connection.call(FRONTEND.GET_FEATURES, undefined);
-  }
-
-  #adopt(stream: UnixStream): FrontendConnection {
-    return new FrontendConnection(stream, this.#timeoutMs, (error) => this.#onLost(error));
-  }
-
-  async #openSession(connection: FrontendConnection): Promise<Capabilities> {
-    const capabilities = await negotiate(connection, this.#wantedProtocolFeatures);
-    if (hasFeature(capabilities.protocolFeatures, VHOST_USER_PROTOCOL_F_BACKEND_REQ)) {
-      const { channel, peer } = BackendChannel.open({
-        onConfigChange: () => this.emit('configChange'),
-        onFault: (error) => this.emit('channelFault', error),
-      });
-      this.#channel?.close();
-      this.#channel = channel;
-      try {
-        await connection.command(FRONTEND.SET_BACKEND_REQ_FD, undefined, [peer]);
-      } finally {
-        peer.close();
-      }
-    }
-    return capabilities;
-  }
-
-  #onLost(error: Error): void {
-    // Still negotiating for the first time, or dialing again: whoever waits for the answer is told.
-    if (this.#capabilities === undefined || this.#state !== 'connected') return;
-    if (this.#reconnectMs === 0 || this.#path === undefined) {
-      this.#state = 'lost';
-      this.emit('lost', error);
-      return;
-    }
-    this.#state = 'reconnecting';
-    this.#ready = this.#reconnect(this.#path, error);
-    this.#ready.catch(() => undefined);
-    this.emit('disconnect', error);
-  }
-
-  /** Dials until the back end has everything again. @throws PeerError - not before the deadline, or it differs */
-  async #reconnect(path: string, cause: Error): Promise<void> {
-    const deadline = performance.now() + this.#reconnectMs;
-    let last = cause;
-    try {
-      while (performance.now() < deadline) {
-        await delay(REDIAL_MS);
-        if (this.#state !== 'reconnecting') throw new PeerError('closed while the back end was away');
-        const failure = await this.#dial(path);
-        if (failure === undefined && !this.#connection.isClosed) {
-          this.#state = 'connected';
-          this.emit('reconnect');
-          return;
-        }
-        last = failure ?? last;
-      }
-      throw new PeerError(`the back end did not come back within ${this.#reconnectMs} ms: ${last.message}`);
-    } catch (error) {
-      if (this.#state === 'reconnecting') {
-        this.#state = 'lost';
-        this.emit('lost', error as Error);
-      }
-      throw error;
-    }
-  }
-
-  /** One attempt. Returns why it failed where another may succeed. @throws PeerError, ProtocolError - none will */
-  async #dial(path: string): Promise<Error | undefined> {
-    let connection: FrontendConnection | undefined;
-    try {
-      connection = this.#adopt(UnixStream.connect(path));
-      this.#connection = connection;
-      await this.#replay(connection);
-      return undefined;
-    } catch (error) {
-      const worthRetrying = error instanceof SysError || connection?.isClosed === true;
-      connection?.close();
-      if (worthRetrying && !(error instanceof ProtocolError)) return error as Error;
-      throw error;
-    }
-  }
-
-  async #replay(connection: FrontendConnection): Promise<void> {
-    const before = this.capabilities;
-    const now = await this.#openSession(connection);
-    const missing = (before.protocolFeatures & ~now.protocolFeatures) | (this.features & ~now.features);
-    if (missing !== 0n) {
-      throw new PeerError(`the back end came back without features it had before (mask 0x${missing.toString(16)})`);
-    }
-    this.#capabilities = now;
-    if (this.#features !== undefined) await connection.command(FRONTEND.SET_FEATURES, this.#features);
-    if (this.#memory.length > 0) await sendMemory(connection, this.#memory);
-    if (this.#inflight !== undefined) {
-      await sendInflight(connection, this.#inflight);
-    }
-    for (const vring of this.#vrings.values()) {
-      const base = vring.resume(this.#inflight !== undefined);
-      await startVring(connection, vring, base, this.features);
-    }
-    if (!connection.replyAck) await connection.call(FRONTEND.GET_FEATURES, undefined);
+    this.dirtyLog.close();
   }
 }

@@ -14,6 +14,8 @@ import type { FrontendConnection } from './connection.ts';
 export interface SharedRegion {
   readonly region: MemoryRegion;
   readonly memfd: OwnedFd;
+  /** Where the front end's IOMMU maps all of it for the device, while it has the region. Undefined: somebody else maps. */
+  readonly iova?: number | undefined;
 }
 
 /** Where a back end keeps track of what it has taken and not yet completed. Owned by the front end. */

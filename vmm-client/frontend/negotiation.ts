@@ -8,26 +8,42 @@ import {
   VHOST_USER_PROTOCOL_F_BACKEND_REQ,
   VHOST_USER_PROTOCOL_F_CONFIG,
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
+  VHOST_USER_PROTOCOL_F_DEVICE_STATE,
+  VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
   VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
+  VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_MQ,
+  VHOST_USER_PROTOCOL_F_RARP,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
   VHOST_USER_PROTOCOL_F_RESET_DEVICE,
+  VHOST_USER_PROTOCOL_F_STATUS,
 } from '../../protocol/vhost-user/features.ts';
 import { FRONTEND } from '../../protocol/vhost-user/messages.ts';
 import { MAX_TABLE_REGIONS } from '../../protocol/vhost-user/payloads.ts';
 import { featureMask, hasFeature, VHOST_USER_F_PROTOCOL_FEATURES } from '../../protocol/virtio/reserved-features.ts';
 import type { FrontendConnection } from './connection.ts';
 
-/** Every protocol feature that this front end can use. */
-export const USABLE_PROTOCOL_FEATURES = featureMask(
+/** Protocol features that this front end uses where they are offered. */
+export const DEFAULT_PROTOCOL_FEATURES = featureMask(
   VHOST_USER_PROTOCOL_F_MQ,
+  VHOST_USER_PROTOCOL_F_LOG_SHMFD,
+  VHOST_USER_PROTOCOL_F_RARP,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
   VHOST_USER_PROTOCOL_F_BACKEND_REQ,
   VHOST_USER_PROTOCOL_F_CONFIG,
   VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
   VHOST_USER_PROTOCOL_F_RESET_DEVICE,
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
+  VHOST_USER_PROTOCOL_F_STATUS,
+  VHOST_USER_PROTOCOL_F_DEVICE_STATE,
 );
+
+const INBAND = featureMask(VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS);
+/** Without these nothing can be notified in band: a back end ends the connection. */
+const INBAND_NEEDS = featureMask(VHOST_USER_PROTOCOL_F_BACKEND_REQ, VHOST_USER_PROTOCOL_F_REPLY_ACK);
+
+/** Every protocol feature that this front end can use. Notifications in band are slow: only for those who ask for them. */
+export const USABLE_PROTOCOL_FEATURES = DEFAULT_PROTOCOL_FEATURES | INBAND;
 
 /** What a back end said of itself, and what of the protocol was taken. */
 export interface Capabilities {
@@ -59,8 +75,9 @@ export async function negotiate(connection: FrontendConnection, wanted: bigint):
   if (hasFeature(features, VHOST_USER_F_PROTOCOL_FEATURES)) {
     offeredProtocolFeatures = await connection.call(FRONTEND.GET_PROTOCOL_FEATURES, undefined);
     protocolFeatures = offeredProtocolFeatures & wanted & USABLE_PROTOCOL_FEATURES;
+    if ((protocolFeatures & INBAND_NEEDS) !== INBAND_NEEDS) protocolFeatures &= ~INBAND;
     await connection.command(FRONTEND.SET_PROTOCOL_FEATURES, protocolFeatures);
-    connection.replyAck = hasFeature(protocolFeatures, VHOST_USER_PROTOCOL_F_REPLY_ACK);
+    connection.protocolFeatures = protocolFeatures;
   }
   const queueCount = hasFeature(protocolFeatures, VHOST_USER_PROTOCOL_F_MQ)
     ? Number(await connection.call(FRONTEND.GET_QUEUE_NUM, undefined))

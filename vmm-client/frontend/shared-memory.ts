@@ -2,12 +2,13 @@
  * One region of guest memory as a front end owns it: a memfd with sealed size (so that a back end need not fear
  * truncation), mapped here, with an allocator for rings and buffers. Positions are byte offsets into the region; the
  * guest address of an offset is `guestAddress + offset`, its user address (what ring addresses are told in) is
- * `userAddress + offset`.
+ * `userAddress + offset`. Behind an IOMMU it has an I/O virtual address too, which is what descriptors say.
  */
 
 import { MAX_VIEW_BYTES, SharedMapping } from '../../protocol/sys/mapping.ts';
 import { createSealedMemfd, type OwnedFd } from '../../protocol/sys/owned-fd.ts';
 import type { MemoryRegion } from '../../protocol/vhost-user/payloads.ts';
+import type { SharedRegion } from './hand-over.ts';
 import { RangeAllocator } from './range-allocator.ts';
 
 const PAGE_BYTES = 4096;
@@ -15,8 +16,10 @@ const CACHE_LINE_BYTES = 64;
 /** Above 4 GiB, so that the upper half of every 64-bit address field is in use. */
 const DEFAULT_GUEST_ADDRESS = 0x1_0000_0000;
 
-export class SharedMemory {
+export class SharedMemory implements SharedRegion {
+  /** The address that descriptors say for offset 0: the I/O virtual one of memory that has one. */
   readonly guestAddress: number;
+  readonly iova: number | undefined;
   /** Bytes; a multiple of the page size. */
   readonly length: number;
   readonly memfd: OwnedFd;
@@ -24,20 +27,24 @@ export class SharedMemory {
   /** The same memory in units of 2 and 4 bytes. */
   readonly halfwords: Uint16Array;
   readonly words: Uint32Array;
+  readonly #physicalAddress: number;
   readonly #mapping: SharedMapping;
   readonly #ranges: RangeAllocator;
 
   /**
-   * Allocates `length` bytes, rounded up to pages, at most 1 GiB (one view).
+   * Allocates `length` bytes, rounded up to pages, at most 1 GiB (one view). With `iova`, a front end that has an IOMMU
+   * maps it there for as long as the device has the region.
    * @throws RangeError - too long
    * @throws SysError - the host has no memory or no descriptors left
    */
-  constructor(length: number, guestAddress: number = DEFAULT_GUEST_ADDRESS) {
+  constructor(length: number, guestAddress: number = DEFAULT_GUEST_ADDRESS, iova?: number) {
     this.length = Math.ceil(length / PAGE_BYTES) * PAGE_BYTES;
     if (this.length > MAX_VIEW_BYTES) {
       throw new RangeError(`shared memory of ${length} bytes: at most ${MAX_VIEW_BYTES} are possible`);
     }
-    this.guestAddress = guestAddress;
+    this.#physicalAddress = guestAddress;
+    this.guestAddress = iova ?? guestAddress;
+    this.iova = iova;
     this.memfd = createSealedMemfd('ringside-memory', this.length);
     try {
       this.#mapping = new SharedMapping(this.memfd.fd, 0, this.length);
@@ -59,7 +66,7 @@ export class SharedMemory {
 
   /** The region as SET_MEM_TABLE and ADD_MEM_REG describe it. */
   get region(): MemoryRegion {
-    return { guestAddress: this.guestAddress, size: this.length, userAddress: this.userAddress, mmapOffset: 0 };
+    return { guestAddress: this.#physicalAddress, size: this.length, userAddress: this.userAddress, mmapOffset: 0 };
   }
 
   /**

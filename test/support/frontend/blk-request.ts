@@ -4,13 +4,13 @@
  */
 
 import type { GuestRam } from './guest-ram.ts';
-import { INDIRECT, type RawDescriptor, type RawRing, WRITE } from './raw-ring.ts';
+import { INDIRECT, type RawDescriptor, type RawVirtqueue, WRITE } from './raw-virtqueue.ts';
 
 /** Guest memory with rings in it, and room for requests behind them. */
 export interface RequestMemory {
   readonly ram: GuestRam;
   readonly dataStart: number;
-  ring(index?: number): RawRing;
+  queue(index?: number): RawVirtqueue;
 }
 
 export const TYPE = {
@@ -100,7 +100,7 @@ export class RequestArea {
 
   /** Writes the chain into the indirect table of this area and returns the descriptor that refers to it. */
   indirect(chain: readonly RawDescriptor[]): RawDescriptor {
-    this.frontend.ring(0).setChain(0, chain, this.table);
+    this.frontend.queue(0).setChain(0, chain, this.table);
     return { address: this.frontend.ram.guest(this.table), length: 16 * chain.length, flags: INDIRECT };
   }
 }
@@ -117,7 +117,7 @@ export const prepareRequest = (frontend: RequestMemory, request: BlkRequest, fir
   }
   if (inBytes !== undefined) chain.push(area.dataDescriptor(inBytes, WRITE));
   chain.push(area.statusDescriptor());
-  const ring = frontend.ring(request.queue ?? 0);
+  const ring = frontend.queue(request.queue ?? 0);
   ring.setChain(first, request.indirect === true ? [area.indirect(chain)] : chain);
   return area;
 };
@@ -125,7 +125,7 @@ export const prepareRequest = (frontend: RequestMemory, request: BlkRequest, fir
 /** Does one well-formed request from descriptor 0 on and waits for its end. @throws Error - deadline, wrong used id */
 export const doRequest = async (frontend: RequestMemory, request: BlkRequest): Promise<Answer> => {
   const area = prepareRequest(frontend, request);
-  const [used] = await frontend.ring(request.queue ?? 0).run(0);
+  const [used] = await frontend.queue(request.queue ?? 0).run(0);
   if (used?.id !== 0) throw new Error(`used entry names head ${used?.id}, 0 was submitted`);
   const data = frontend.ram.bytes.slice(area.data, area.data + (request.inBytes ?? 0));
   return { status: area.statusByte, usedLength: used.length, data };

@@ -11,8 +11,11 @@ const O_CLOEXEC = 0x80000;
 const F_SETFL = 4;
 const MFD_CLOEXEC = 1;
 const SYS_pipe2 = 293;
+const POLLIN = 1;
 
 const word = allocatePinned(8);
+/** struct pollfd: fd i32 @0, events i16 @4, revents i16 @6. */
+const pollfd = allocatePinned(8);
 
 /** A memfd whose size nobody sealed: it can be truncated under a mapping. */
 export const createMemfd = (lengthBytes: number): OwnedFd => {
@@ -69,3 +72,10 @@ export const waitReadable = (fd: OwnedFd, deadlineMs: number, what: string): Pro
       resolve();
     });
   });
+
+/** Sleeps in the kernel, and this thread with it, until `fd` is readable. Returns whether it is before the deadline. */
+export const pollReadable = (fd: OwnedFd, deadlineMs: number): boolean => {
+  pollfd.data.setInt32(0, fd.fd, true);
+  pollfd.data.setInt32(4, POLLIN, true);
+  return checked(libc.poll(pollfd.address, 1, deadlineMs), 'poll') === 1;
+};

@@ -44,6 +44,10 @@ export class MmioGuest {
     return ring;
   }
 
+  queue(index = 0): RawRing {
+    return this.ring(index);
+  }
+
   /** The guest's memory as a device gets it. */
   get deviceMemory() {
     const { ram } = this;

@@ -5,7 +5,8 @@
 
 import { NET_FEATURE, type NetHeader, netHeader, readNetHeader } from './net-wire.ts';
 import { type FrontendOptions, RawFrontend } from './raw-frontend.ts';
-import { type RawDescriptor, type RawRing, type UsedEntry, WRITE } from './raw-ring.ts';
+import type { RawRing } from './raw-ring.ts';
+import { type RawDescriptor, type RawVirtqueue, type UsedEntry, WRITE } from './raw-virtqueue.ts';
 import { FEATURE, hasBit } from './wire.ts';
 
 export interface NetDriverOptions extends FrontendOptions {
@@ -62,12 +63,18 @@ export class NetDriver {
     return driver;
   }
 
+  /** The receive ring of a pair, which is split. */
   rx(pair = 0): RawRing {
     return this.frontend.ring(2 * pair);
   }
 
+  /** The transmit ring of a pair, which is split. */
   tx(pair = 0): RawRing {
     return this.frontend.ring(2 * pair + 1);
+  }
+
+  #receiving(pair: number): RawVirtqueue {
+    return this.frontend.queue(2 * pair);
   }
 
   get mergeable(): boolean {
@@ -96,7 +103,7 @@ export class NetDriver {
   /** Lays a receive buffer of these pieces out, from descriptor `head` on. It is not yet available. */
   layBuffer(head: number, pieces: readonly Piece[], pair = 0): void {
     const { ram } = this.frontend;
-    this.rx(pair).setChain(
+    this.#receiving(pair).setChain(
       head,
       pieces.map(({ at, length }) => ({ address: ram.guest(at), length, flags: WRITE })),
     );
@@ -108,13 +115,13 @@ export class NetDriver {
     const pieces = lengths.map((length) => ({ at: this.allocate(length, 1), length }));
     for (const { at, length } of pieces) this.frontend.ram.bytes.fill(0xee, at, at + length);
     this.layBuffer(head, pieces, pair);
-    this.rx(pair).publish(head);
+    this.#receiving(pair).publish(head);
   }
 
   /** Offers `count` receive buffers of one piece each, at heads 0, 1, ..., and kicks. */
   post(count: number, length: number, pair = 0): void {
     for (let head = 0; head < count; head += 1) this.offer(head, [length], pair);
-    this.rx(pair).signal();
+    this.#receiving(pair).signal();
   }
 
   /** What lies in the first bytes of a receive buffer. */
@@ -139,7 +146,7 @@ export class NetDriver {
 
   /** The next packet of a receive ring, of as many buffers as its header says. @throws Error - deadline */
   async receive(pair = 0, deadlineMs?: number): Promise<ReceivedPacket> {
-    const ring = this.rx(pair);
+    const ring = this.#receiving(pair);
     const [first] = (await ring.take(1, deadlineMs)) as [UsedEntry];
     const parts = [this.contentOf(first.id, first.length, pair)];
     const header = readNetHeader((parts[0] as Uint8Array).subarray(0, this.headerBytes));
@@ -151,7 +158,7 @@ export class NetDriver {
 
   /** Offers the buffers of a packet again, in their order, and kicks. */
   repost(packet: ReceivedPacket, pair = 0): void {
-    const ring = this.rx(pair);
+    const ring = this.#receiving(pair);
     ring.publish(...packet.used.map(({ id }) => id));
     ring.signal();
   }
@@ -174,7 +181,7 @@ export class NetDriver {
 
   /** Sends a packet, header and frame as they are, in pieces of these lengths and the rest; waits until it is used. */
   async send(header: Uint8Array, frame: Uint8Array, cuts: readonly number[] = [], pair = 0): Promise<UsedEntry> {
-    const ring = this.tx(pair);
+    const ring = this.frontend.queue(2 * pair + 1);
     ring.setChain(0, this.place(new Uint8Array(Buffer.concat([header, frame])), cuts));
     const [used] = await ring.run(0);
     return used as UsedEntry;

@@ -6,7 +6,9 @@
 import type { OwnedFd } from '../../../protocol/sys/owned-fd.ts';
 import { GuestRam } from './guest-ram.ts';
 import { RawConnection } from './raw-connection.ts';
+import { RawPackedRing } from './raw-packed-ring.ts';
 import { RawRing } from './raw-ring.ts';
+import type { RawVirtqueue } from './raw-virtqueue.ts';
 import {
   bits,
   FEATURE,
@@ -29,18 +31,21 @@ export interface FrontendOptions {
   readonly ramBytes?: number;
   /** Bytes of the memory region in front of those that are used; default 0. */
   readonly leadBytes?: number;
-  /** Feature bits to accept when offered, besides VERSION_1 and PROTOCOL_FEATURES. */
+  /**
+   * Feature bits to accept when offered, besides VERSION_1 and PROTOCOL_FEATURES. With RING_PACKED the rings are packed,
+   * and it must be offered; so must IN_ORDER.
+   */
   readonly features?: readonly number[];
   /** Protocol feature bits to accept when offered, besides REPLY_ACK, CONFIG and MQ. */
   readonly protocolFeatures?: readonly number[];
-  /** Index at which each ring continues; default 0. */
+  /** Where each ring continues; by default at its beginning. */
   readonly base?: number;
 }
 
 export class RawFrontend {
   readonly connection: RawConnection;
   readonly ram: GuestRam;
-  readonly rings: RawRing[] = [];
+  readonly queues: RawVirtqueue[] = [];
   readonly #options: FrontendOptions;
   #closed = false;
   /** What the back end offers, after `negotiate`. */
@@ -58,15 +63,16 @@ export class RawFrontend {
     this.#options = options;
     if (previous !== undefined) {
       this.ram = previous.ram;
-      this.rings.push(...previous.rings);
+      this.queues.push(...previous.queues);
       this.dataStart = previous.dataStart;
       return;
     }
     this.ram = new GuestRam(options.ramBytes ?? 0x20_0000, undefined, undefined, options.leadBytes);
     let at = 0x1000;
+    const Ring = options.features?.includes(FEATURE.RING_PACKED) === true ? RawPackedRing : RawRing;
     for (let i = 0; i < (options.queues ?? 1); i += 1) {
-      const ring = new RawRing(this.ram, i, options.queueSize ?? 128, at);
-      this.rings.push(ring);
+      const ring = new Ring(this.ram, i, options.queueSize ?? 128, at);
+      this.queues.push(ring);
       at = ring.end;
     }
     this.dataStart = at;
@@ -89,7 +95,7 @@ export class RawFrontend {
     try {
       await frontend.negotiate();
       await frontend.shareMemory();
-      for (const ring of frontend.rings) await frontend.startRing(ring);
+      for (const ring of frontend.queues) await frontend.startRing(ring);
       return frontend;
     } catch (error) {
       frontend.close();
@@ -97,9 +103,29 @@ export class RawFrontend {
     }
   }
 
-  ring(i = 0): RawRing {
-    const ring = this.rings[i];
+  /** A ring of either layout. */
+  queue(i = 0): RawVirtqueue {
+    const ring = this.queues[i];
     if (ring === undefined) throw new Error(`no ring ${i}`);
+    return ring;
+  }
+
+  /** All rings. @throws Error - they are packed */
+  get rings(): RawRing[] {
+    return this.queues.map((_, i) => this.ring(i));
+  }
+
+  /** @throws Error - the ring is packed */
+  ring(i = 0): RawRing {
+    const ring = this.queue(i);
+    if (!(ring instanceof RawRing)) throw new Error(`ring ${i} is packed`);
+    return ring;
+  }
+
+  /** @throws Error - the ring is split */
+  packedRing(i = 0): RawPackedRing {
+    const ring = this.queue(i);
+    if (!(ring instanceof RawPackedRing)) throw new Error(`ring ${i} is split`);
     return ring;
   }
 
@@ -113,6 +139,11 @@ export class RawFrontend {
     await this.require(REQUEST.SET_OWNER);
     const features = [FEATURE.VERSION_1, FEATURE.PROTOCOL_FEATURES, ...(this.#options.features ?? [])];
     this.features = bits(...features) & this.offered;
+    for (const bit of [FEATURE.RING_PACKED, FEATURE.IN_ORDER]) {
+      if (features.includes(bit) && !hasBit(this.offered, bit)) throw new Error(`feature ${bit} is not offered`);
+    }
+    const eventIdx = hasBit(this.features, FEATURE.EVENT_IDX);
+    for (const ring of this.queues) ring.suppression = eventIdx ? 'event' : 'none';
     await this.require(REQUEST.SET_FEATURES, u64(this.features));
   }
 
@@ -121,7 +152,7 @@ export class RawFrontend {
   }
 
   /** SET_VRING_NUM, BASE, ADDR, CALL, ERR, KICK, ENABLE. */
-  async startRing(ring: RawRing, base = this.#options.base ?? 0): Promise<void> {
+  async startRing(ring: RawVirtqueue, base = this.#options.base ?? ring.initialBase): Promise<void> {
     await this.configureRing(ring, base);
     await this.require(REQUEST.SET_VRING_KICK, vringFd(ring.index), [ring.kick]);
     if (hasBit(this.features, FEATURE.PROTOCOL_FEATURES)) {
@@ -130,7 +161,7 @@ export class RawFrontend {
   }
 
   /** Everything of startRing up to, not including, what starts the ring. */
-  async configureRing(ring: RawRing, base = 0): Promise<void> {
+  async configureRing(ring: RawVirtqueue, base = ring.initialBase): Promise<void> {
     await this.require(REQUEST.SET_VRING_NUM, vringState(ring.index, ring.size));
     await this.require(REQUEST.SET_VRING_BASE, vringState(ring.index, base));
     await this.require(REQUEST.SET_VRING_ADDR, vringAddress(ring.index, ring.addresses()));
@@ -138,8 +169,8 @@ export class RawFrontend {
     await this.require(REQUEST.SET_VRING_ERR, vringFd(ring.index), [ring.err]);
   }
 
-  /** Stops a ring. Returns the index of the next entry it would have taken. */
-  async stopRing(ring: RawRing): Promise<number> {
+  /** Stops a ring. Returns where it would have gone on. */
+  async stopRing(ring: RawVirtqueue): Promise<number> {
     const { payload } = await this.connection.call(REQUEST.GET_VRING_BASE, vringState(ring.index, 0));
     return new DataView(payload.buffer, payload.byteOffset, 8).getUint32(4, true);
   }
@@ -168,7 +199,7 @@ export class RawFrontend {
     if (this.#closed) return;
     this.#closed = true;
     this.connection.close();
-    for (const ring of this.rings) ring.close();
+    for (const ring of this.queues) ring.close();
     this.ram.close();
   }
 }

@@ -7,61 +7,46 @@
  *     used:  flags u16 @0, idx u16 @2, ring[i] {id u32, len u32} @4+8i, avail_event u16 @4+8*size
  */
 
-import { createEventFd, type OwnedFd } from '../../../protocol/sys/owned-fd.ts';
-import { takeEvent, waitReadable, writeEvent } from './descriptors.ts';
 import type { GuestRam } from './guest-ram.ts';
-import { DEADLINE_MS } from './raw-connection.ts';
+import { NEXT, type RawDescriptor, RawVirtqueue, type Suppression, type UsedEntry } from './raw-virtqueue.ts';
 import type { RingAddresses } from './wire.ts';
 
-export const NEXT = 1;
-export const WRITE = 2;
-export const INDIRECT = 4;
+export { INDIRECT, NEXT, type RawDescriptor, type UsedEntry, WRITE } from './raw-virtqueue.ts';
 
-export interface RawDescriptor {
-  readonly address: number | bigint;
-  readonly length: number;
-  readonly flags?: number;
-  readonly next?: number;
-}
-
-export interface UsedEntry {
-  readonly id: number;
-  readonly length: number;
-}
-
-export class RawRing {
-  readonly index: number;
-  readonly size: number;
-  readonly kick: OwnedFd;
-  readonly call: OwnedFd;
-  readonly err: OwnedFd;
+export class RawRing extends RawVirtqueue {
   readonly table: number;
   readonly avail: number;
   readonly used: number;
-  /** First byte behind the ring. */
   readonly end: number;
-  readonly ram: GuestRam;
-  /** Used entries taken so far, free-running. */
-  seen = 0;
+  readonly initialBase = 0;
+  /** An event index is written in any case: who did not negotiate EVENT_IDX does not look at it. */
+  suppression: Suppression = 'event';
+  /** avail.idx when the device was last asked whether it wants a kick. */
+  #announced = 0;
 
   /** Lays the ring out at offset `at` (a multiple of 16) of `ram`; the memory there is zero. */
   constructor(ram: GuestRam, index: number, size: number, at: number) {
-    this.ram = ram;
-    this.index = index;
-    this.size = size;
+    super(ram, index, size);
     this.table = at;
     this.avail = at + 16 * size;
     this.used = (this.avail + 6 + 2 * size + 3) & ~3;
     this.end = (this.used + 6 + 8 * size + 4095) & ~4095;
-    this.kick = createEventFd();
-    this.call = createEventFd();
-    this.err = createEventFd();
   }
 
-  /** What SET_VRING_ADDR tells. */
   addresses(): RingAddresses {
     const { ram } = this;
     return { descriptor: ram.user(this.table), used: ram.user(this.used), available: ram.user(this.avail) };
+  }
+
+  get drainedBase(): number {
+    return this.usedIndex;
+  }
+
+  standAt(base: number): void {
+    this.setAvailIndex(base);
+    Atomics.store(this.ram.words, (this.used + 2) / 2, base);
+    this.seen = base;
+    this.#announced = base;
   }
 
   setDescriptor(i: number, descriptor: RawDescriptor, table = this.table): void {
@@ -72,7 +57,7 @@ export class RawRing {
     this.ram.view.setUint16(at + 14, descriptor.next ?? 0, true);
   }
 
-  /** Writes descriptors first, first+1, ... linked by NEXT, at `table` (an offset; by default the ring's own). */
+  /** Writes descriptors first, first+1, ... linked by NEXT. */
   setChain(first: number, chain: readonly RawDescriptor[], table = this.table): void {
     chain.forEach((descriptor, i) => {
       const more = i + 1 < chain.length;
@@ -90,8 +75,9 @@ export class RawRing {
     Atomics.store(this.ram.words, (this.avail + 2) / 2, value & 0xffff);
   }
 
+  /** Full barrier, as in setUsedEvent. */
   setAvailFlags(value: number): void {
-    this.ram.view.setUint16(this.avail, value, true);
+    Atomics.store(this.ram.words, this.avail / 2, value);
   }
 
   /** Full barrier: a look at the used index that follows cannot be too old. */
@@ -100,14 +86,17 @@ export class RawRing {
   }
 
   get availEvent(): number {
-    return this.ram.view.getUint16(this.used + 4 + 8 * this.size, true);
+    return Atomics.load(this.ram.words, (this.used + 4 + 8 * this.size) / 2);
+  }
+
+  get usedFlags(): number {
+    return Atomics.load(this.ram.words, this.used / 2);
   }
 
   setAvailEntry(slot: number, head: number): void {
     this.ram.view.setUint16(this.avail + 4 + 2 * (slot % this.size), head, true);
   }
 
-  /** Makes heads available, without a kick. */
   publish(...heads: number[]): void {
     const index = this.availIndex;
     heads.forEach((head, i) => {
@@ -125,54 +114,43 @@ export class RawRing {
     return { id: this.ram.view.getUint32(at, true), length: this.ram.view.getUint32(at + 4, true) };
   }
 
-  signal(): void {
-    writeEvent(this.kick);
+  next(): UsedEntry {
+    const entry = this.usedEntry(this.seen);
+    this.seen = (this.seen + 1) & 0xffff;
+    return entry;
   }
 
-  /** The next `count` used entries, waiting for calls. @throws Error - deadline: lost notification or lost request */
-  async take(count = 1, deadlineMs = DEADLINE_MS): Promise<UsedEntry[]> {
-    const end = performance.now() + deadlineMs;
-    for (;;) {
-      // The device tells when it passes the event: one that it passed while we wrote it would never come.
-      for (let event = -1; event !== this.usedIndex; ) {
-        event = this.usedIndex;
-        this.setUsedEvent(event);
-      }
-      const got = (this.usedIndex - this.seen) & 0xffff;
-      if (got >= count) break;
-      const left = end - performance.now();
-      if (left <= 0) throw new Error(`ring ${this.index}: ${got} of ${count} requests returned in ${deadlineMs} ms`);
-      await waitReadable(this.call, left, `call of ring ${this.index} (${got} of ${count} requests returned)`);
-      takeEvent(this.call);
+  askForCall(ahead = 0): void {
+    if (this.suppression === 'flags') this.setAvailFlags(0);
+    if (this.suppression !== 'event') return;
+    // The device tells when it passes the event: one that it passed while we wrote it would never come.
+    for (let event = -1; event !== this.usedIndex; ) {
+      event = this.usedIndex;
+      this.setUsedEvent(event + ahead);
     }
-    return Array.from({ length: count }, () => {
-      const entry = this.usedEntry(this.seen);
-      this.seen = (this.seen + 1) & 0xffff;
-      return entry;
-    });
   }
 
-  /** Publishes heads, kicks, and returns the used entries. */
-  async run(...heads: number[]): Promise<UsedEntry[]> {
-    this.publish(...heads);
-    this.signal();
-    return this.take(heads.length);
+  /** Nothing to be done with an event: one that the device has passed does not come again. */
+  refuseCalls(): void {
+    if (this.suppression === 'flags') this.setAvailFlags(1);
   }
 
-  /** Whether the back end has reported the ring broken since the last look. */
-  hasReport(): boolean {
-    return takeEvent(this.err) > 0n;
+  kickIsWanted(): boolean {
+    const old = this.#announced;
+    const now = this.availIndex;
+    this.#announced = now;
+    // The index was stored before, and both are sequentially consistent: this look is not older.
+    if (this.suppression === 'event') return ((this.availEvent - old) & 0xffff) < ((now - old) & 0xffff);
+    return this.suppression === 'none' || (this.usedFlags & 1) === 0;
   }
 
-  /** Waits until the back end reports the ring broken. @throws Error - deadline */
-  async waitForError(deadlineMs = DEADLINE_MS): Promise<void> {
-    await waitReadable(this.err, deadlineMs, `error report of ring ${this.index}`);
-    takeEvent(this.err);
-  }
-
-  close(): void {
-    this.kick.close();
-    this.call.close();
-    this.err.close();
+  describe(): string {
+    const usedEvent = this.ram.view.getUint16(this.avail + 4 + 2 * this.size, true);
+    const flags = this.ram.view.getUint16(this.avail, true);
+    return (
+      `split ring ${this.index} of ${this.size}, suppression ${this.suppression}: avail.idx ${this.availIndex}, ` +
+      `avail.flags ${flags}, used_event ${usedEvent}; used.idx ${this.usedIndex}, used.flags ${this.usedFlags}, ` +
+      `avail_event ${this.availEvent}; ${this.seen} taken`
+    );
   }
 }

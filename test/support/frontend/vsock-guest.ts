@@ -7,7 +7,8 @@ import { type Watch, watchReadable } from '../../../protocol/sys/readiness.ts';
 import { takeEvent } from './descriptors.ts';
 import { DEADLINE_MS } from './raw-connection.ts';
 import { type FrontendOptions, RawFrontend } from './raw-frontend.ts';
-import { NEXT, type RawRing, type UsedEntry, WRITE } from './raw-ring.ts';
+import type { RawRing } from './raw-ring.ts';
+import { NEXT, type RawVirtqueue, type UsedEntry, WRITE } from './raw-virtqueue.ts';
 import {
   decodePacket,
   encodeHeader,
@@ -65,7 +66,7 @@ export class VsockGuest {
     this.bufferBytes = options.bufferBytes ?? 4096;
     this.#txStart = frontend.dataStart;
     this.#rxStart = this.#txStart + TX_SLOTS * TX_SLOT_BYTES;
-    this.#watch = watchReadable(this.rx.call.fd, () => this.#takeUsed());
+    this.#watch = watchReadable(this.#receiving.call.fd, () => this.#takeUsed());
   }
 
   static frontendOptions(options: VsockGuestOptions): FrontendOptions {
@@ -92,12 +93,22 @@ export class VsockGuest {
     return guest;
   }
 
+  /** The receive queue, which is split. */
   get rx(): RawRing {
     return this.frontend.ring(RX);
   }
 
+  /** The transmit queue, which is split. */
   get tx(): RawRing {
     return this.frontend.ring(TX);
+  }
+
+  get #receiving(): RawVirtqueue {
+    return this.frontend.queue(RX);
+  }
+
+  get #sending(): RawVirtqueue {
+    return this.frontend.queue(TX);
   }
 
   get event(): RawRing {
@@ -106,7 +117,7 @@ export class VsockGuest {
 
   fillReceiveQueue(): void {
     for (let i = 0; i < this.#buffers; i += 1) this.#giveBuffer(i);
-    this.rx.signal();
+    this.#receiving.signal();
   }
 
   #bufferAt(i: number): number {
@@ -115,25 +126,24 @@ export class VsockGuest {
 
   #giveBuffer(i: number): void {
     const { ram } = this.frontend;
-    this.rx.setDescriptor(i, { address: ram.guest(this.#bufferAt(i)), length: this.bufferBytes, flags: WRITE });
-    this.rx.publish(i);
+    this.#receiving.setDescriptor(i, { address: ram.guest(this.#bufferAt(i)), length: this.bufferBytes, flags: WRITE });
+    this.#receiving.publish(i);
   }
 
   /** Gives one buffer of the queue's own, however it is made. */
   giveChain(head: number): void {
-    this.rx.publish(head);
-    this.rx.signal();
+    this.#receiving.publish(head);
+    this.#receiving.signal();
   }
 
   #takeUsed(): void {
-    takeEvent(this.rx.call);
-    const { rx } = this;
-    // The device tells when it passes the event: one that it passed while we wrote it would never come.
-    for (let event = -1; event !== rx.usedIndex; ) {
-      event = rx.usedIndex;
-      for (; rx.seen !== event; rx.seen = (rx.seen + 1) & 0xffff) this.#take(rx.usedEntry(rx.seen));
-      rx.setUsedEvent(event);
-    }
+    const rx = this.#receiving;
+    takeEvent(rx.call);
+    // What came before the device knew that a call is wanted is not called for.
+    do {
+      for (const used of rx.harvest()) this.#take(used);
+      rx.askForCall();
+    } while (rx.waiting > 0);
     for (const wake of [...this.#waiters]) wake();
   }
 
@@ -144,7 +154,7 @@ export class VsockGuest {
     } else this.returned.push(id);
     if (!this.refills || id >= this.#buffers) return;
     this.#giveBuffer(id);
-    this.rx.signal();
+    this.#receiving.signal();
   }
 
   /** The next packet that `matches`, taken out of the inbox. @throws Error - deadline */
@@ -200,8 +210,8 @@ export class VsockGuest {
   send(fields: PacketFields, payload: Uint8Array = EMPTY, cuts: readonly number[] = []): Promise<void> {
     const sent = this.#lastSend.then(async () => {
       this.queue(this.packet(fields, payload), cuts);
-      this.tx.signal();
-      await this.tx.take(1);
+      this.#sending.signal();
+      await this.#sending.take(1);
     });
     // One after the other, whoever sends; a failure is the sender's.
     this.#lastSend = sent.catch(() => undefined);
@@ -215,14 +225,14 @@ export class VsockGuest {
     const start = this.#txStart + slot * TX_SLOT_BYTES;
     if (bytes.length > TX_SLOT_BYTES) throw new Error(`a packet of ${bytes.length} bytes, ${TX_SLOT_BYTES} fit`);
     this.frontend.ram.bytes.set(bytes, start);
-    const perSlot = Math.floor(this.tx.size / TX_SLOTS);
+    const perSlot = Math.floor(this.#sending.size / TX_SLOTS);
     if (cuts.length + 1 > perSlot) throw new Error(`${cuts.length + 1} buffers, ${perSlot} fit`);
     let at = start;
     const lengths = [...cuts, bytes.length - cuts.reduce((sum, cut) => sum + cut, 0)];
     lengths.forEach((length, i) => {
       const more = i + 1 < lengths.length;
       const index = slot * perSlot + i;
-      this.tx.setDescriptor(index, {
+      this.#sending.setDescriptor(index, {
         address: this.frontend.ram.guest(at),
         length,
         flags: more ? NEXT : 0,
@@ -230,7 +240,7 @@ export class VsockGuest {
       });
       at += length;
     });
-    this.tx.publish(slot * perSlot);
+    this.#sending.publish(slot * perSlot);
   }
 
   /** Whether a feature of the device was accepted. */

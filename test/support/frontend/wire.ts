@@ -25,18 +25,32 @@ export const REQUEST = {
   SET_PROTOCOL_FEATURES: 16,
   GET_QUEUE_NUM: 17,
   SET_VRING_ENABLE: 18,
+  SEND_RARP: 19,
+  NET_SET_MTU: 20,
   SET_BACKEND_REQ_FD: 21,
+  IOTLB_MSG: 22,
+  SET_VRING_ENDIAN: 23,
   GET_CONFIG: 24,
   SET_CONFIG: 25,
+  POSTCOPY_ADVISE: 28,
+  POSTCOPY_LISTEN: 29,
+  POSTCOPY_END: 30,
   GET_INFLIGHT_FD: 31,
   SET_INFLIGHT_FD: 32,
   RESET_DEVICE: 34,
+  VRING_KICK: 35,
   GET_MAX_MEM_SLOTS: 36,
   ADD_MEM_REG: 37,
   REM_MEM_REG: 38,
   SET_STATUS: 39,
   GET_STATUS: 40,
+  SET_DEVICE_STATE_FD: 42,
+  CHECK_DEVICE_STATE: 43,
+  GET_VRING_BASE_SKIP_DRAIN: 45,
 } as const;
+
+/** Back-end request numbers. Source: vhost-user, Back-end message types. */
+export const BACKEND_REQUEST = { IOTLB_MSG: 1, CONFIG_CHANGE_MSG: 2, VRING_CALL: 4, VRING_ERR: 5 } as const;
 
 export const FLAGS = { VERSION: 1, REPLY: 4, NEED_REPLY: 8 } as const;
 
@@ -52,22 +66,42 @@ export const FEATURE = {
   MQ: 12,
   DISCARD: 13,
   WRITE_ZEROES: 14,
+  LOG_ALL: 26,
   INDIRECT_DESC: 28,
   EVENT_IDX: 29,
   PROTOCOL_FEATURES: 30,
   VERSION_1: 32,
+  ACCESS_PLATFORM: 33,
+  RING_PACKED: 34,
+  IN_ORDER: 35,
 } as const;
 
 /** Protocol feature bits. Source: vhost-user, Protocol features. */
 export const PROTOCOL = {
   MQ: 0,
+  LOG_SHMFD: 1,
+  RARP: 2,
   REPLY_ACK: 3,
+  MTU: 4,
   BACKEND_REQ: 5,
+  CROSS_ENDIAN: 6,
+  CRYPTO_SESSION: 7,
+  PAGEFAULT: 8,
   CONFIG: 9,
+  BACKEND_SEND_FD: 10,
+  HOST_NOTIFIER: 11,
   INFLIGHT_SHMFD: 12,
   RESET_DEVICE: 13,
   INBAND_NOTIFICATIONS: 14,
   CONFIGURE_MEM_SLOTS: 15,
+  STATUS: 16,
+  XEN_MMAP: 17,
+  SHARED_OBJECT: 18,
+  DEVICE_STATE: 19,
+  GET_VRING_BASE_INFLIGHT: 20,
+  GPA_ADDRESSES: 21,
+  SHMEM: 22,
+  GET_VRING_BASE_SKIP_DRAIN: 23,
 } as const;
 
 /** A number with the given bits set. */

@@ -2,7 +2,7 @@
 
 import fc from 'fast-check';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import type { Attachment } from '../../../../backends/core/device.ts';
+import type { RingAttachment } from '../../../../backends/core/device.ts';
 import { createLogger, type Logger } from '../../../../backends/core/logging.ts';
 import { REQUEST_RING } from '../../../../backends/core/ring-traits.ts';
 import { Vring } from '../../../../backends/core/vring.ts';
@@ -89,19 +89,27 @@ beforeEach(async () => {
   ring.setAvailIndex(0);
   ring.seen = 0;
   ram.view.setUint16(ring.used + 2, 0, true);
-  const attachment = { ringTraits: () => REQUEST_RING, ringChanged: () => undefined } as unknown as Attachment;
+  const attachment = { ringTraits: () => REQUEST_RING, ringChanged: () => undefined } as unknown as RingAttachment;
   vring = new Vring(0, {
     attachment,
     memory,
+    iotlb: undefined,
+    dirtyLog: undefined,
+    ringFeatures: { packed: false, indirect: true, eventIdx: false, inOrder: false },
     log,
     wake: () => undefined,
     memoryFaulted: false,
     onMemoryFault: () => undefined,
+    requestTranslations: () => undefined,
   });
-  vring.size = ring.size;
   const { descriptor, used, available } = ring.addresses();
-  vring.addresses = { descriptor: Number(descriptor), used: Number(used), available: Number(available) };
-  vring.start(undefined, { indirect: true, eventIdx: false }, undefined);
+  vring.start({
+    size: ring.size,
+    base: 0,
+    addresses: { descriptor: Number(descriptor), used: Number(used), available: Number(available) },
+    usedLog: undefined,
+    inflight: undefined,
+  });
   vring.enabled = true;
 });
 

@@ -1,9 +1,10 @@
 import { afterEach, describe, expect, it } from 'vitest';
 import { GuestMemory, type RegionDescription } from '../../../../protocol/memory/guest-memory.ts';
 import { MemoryError } from '../../../../protocol/memory/memory-error.ts';
+import { faultGuardAvailable } from '../../../../protocol/sys/fault-guard.ts';
 import { countMappings } from '../../../../protocol/sys/mapping.ts';
 import { createEventFd, type OwnedFd } from '../../../../protocol/sys/owned-fd.ts';
-import { createMemfd } from '../../../support/frontend/descriptors.ts';
+import { createMemfd, truncate } from '../../../support/frontend/descriptors.ts';
 
 const PAGE = 4096;
 const GiB = 2 ** 30;
@@ -255,5 +256,106 @@ describe('findExact', () => {
     expect(memory.findExact({ ...same, size: PAGE - 1 })).toBeUndefined();
     expect(memory.findExact({ ...same, guestAddress: 0 })).toBeUndefined();
     expect(memory.findExact({ ...same, userAddress: 0 })).toBeUndefined();
+  });
+});
+
+describe('adopt', () => {
+  it('makes the same memory of what another shares', () => {
+    const owner = newMemory();
+    owner.add(describeRegion(0x10_0000, 2 * PAGE, { mmapOffset: 512 }), memfd(4 * PAGE));
+    owner.add(describeRegion(0, PAGE), memfd(PAGE));
+    const borrower = newMemory();
+
+    borrower.adopt(structuredClone(owner.regions.map((region) => region.share())));
+    borrower.copyIn(0x10_0ffe, bytesOf('shared'));
+    owner.copyIn(7, bytesOf('too'));
+
+    expect([readText(owner, 0x10_0ffe, 6), readText(borrower, 7, 3)]).toEqual(['shared', 'too']);
+    expect(borrower.regions.map(({ start, end, userStart, hostDelta }) => [start, end, userStart, hostDelta])).toEqual(
+      owner.regions.map(({ start, end, userStart, hostDelta }) => [start, end, userStart, hostDelta]),
+    );
+  });
+
+  it('replaces what was there, and keeps what stays', () => {
+    const owner = memoryOf([0, PAGE], [PAGE, PAGE], [2 * PAGE, PAGE]);
+    const [a, b, c] = owner.regions.map((region) => region.share());
+    const borrower = newMemory();
+    if (a === undefined || b === undefined || c === undefined) throw new Error('three regions');
+    borrower.adopt([a, b]);
+    const kept = borrower.find(PAGE);
+
+    borrower.adopt([b, c]);
+
+    expect(borrower.regions.map(({ start }) => start)).toEqual([PAGE, 2 * PAGE]);
+    expect(borrower.find(PAGE)).toBe(kept);
+    borrower.adopt([{ ...b, description: { ...b.description, userAddress: 5 * PAGE } }]);
+    expect(borrower.find(PAGE)).not.toBe(kept);
+  });
+
+  it('unmaps nothing when it lets go', () => {
+    const before = countMappings();
+    const owner = memoryOf([0, PAGE]);
+    const borrower = newMemory();
+    borrower.adopt(owner.regions.map((region) => region.share()));
+    const region = borrower.find(0);
+
+    borrower.clear();
+
+    expect(() => region?.view(0, 1)).toThrow(RangeError);
+    owner.copyIn(0, bytesOf('mine'));
+    expect([readText(owner, 0, 4), countMappings()]).toEqual(['mine', before + 1]);
+  });
+
+  it.runIf(faultGuardAvailable)('shows the borrower too that pages are gone', () => {
+    const fd = memfd(PAGE);
+    const owner = newMemory();
+    owner.add(describeRegion(0, PAGE), fd);
+    const borrower = newMemory();
+    borrower.adopt(owner.regions.map((region) => region.share()));
+    truncate(fd, 0);
+
+    expect(readText(borrower, 0, 1)).toBe('\0');
+
+    expect([borrower.faulted, owner.faulted]).toEqual([true, true]);
+  });
+});
+
+describe('the generation', () => {
+  it('changes whenever a region comes or goes', () => {
+    const memory = newMemory();
+    const seen = [memory.generation];
+    const region = memory.add(describeRegion(0, PAGE), memfd(PAGE));
+    seen.push(memory.generation);
+    memory.remove(region);
+    seen.push(memory.generation);
+    memory.adopt([]);
+    seen.push(memory.generation);
+    memory.clear();
+    seen.push(memory.generation);
+
+    expect(new Set(seen).size).toBe(5);
+  });
+});
+
+describe('a user address', () => {
+  it('is found in the region it is in, in whatever order they are there', () => {
+    const memory = newMemory();
+    memory.add(describeRegion(0, PAGE, { userAddress: 8 * PAGE }), memfd(PAGE));
+    memory.add(describeRegion(4 * PAGE, PAGE, { userAddress: 2 * PAGE }), memfd(PAGE));
+    memory.add(describeRegion(8 * PAGE, PAGE, { userAddress: 3 * PAGE }), memfd(PAGE));
+
+    const starts = [2 * PAGE - 1, 2 * PAGE, 3 * PAGE - 1, 3 * PAGE, 4 * PAGE, 8 * PAGE, 9 * PAGE - 1, 9 * PAGE];
+
+    expect(starts.map((address) => memory.findUser(address)?.start)).toEqual([
+      undefined,
+      4 * PAGE,
+      4 * PAGE,
+      8 * PAGE,
+      undefined,
+      0,
+      0,
+      undefined,
+    ]);
+    expect(memory.end).toBe(9 * PAGE);
   });
 });

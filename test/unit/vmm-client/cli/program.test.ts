@@ -92,6 +92,11 @@ describe('the command line', () => {
     expect(error).toMatchObject({ code: 'USAGE', message: expect.stringContaining(sentence) });
   });
 
+  it.each(['blk', 'net', 'vsock'])('takes packed rings of any size for %s', async (device) => {
+    const { error } = await run(device, 'bench', SOCKET, '--queue-size', '100', '--packed', '--in-order');
+    expect(error).toMatchObject({ code: 'ENOENT', message: expect.stringContaining(SOCKET) });
+  });
+
   it.each([
     [['--disk', 'path=a,socket=b'], '--disk [0]: exactly one of path and socket is needed, both are given'],
     [['--disk', 'path=a', 'path=b,queue_size=100'], '--disk [1]: queue_size: 100 is not a power of two'],

@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { BlkQueue, type BlkQueueOptions, STATUS_UNWRITTEN } from '../../../../vmm-client/driver/blk-queue.ts';
-import { RING_FAULT } from '../../../../vmm-client/driver/split-virtqueue.ts';
+import { RING_FAULT } from '../../../../vmm-client/driver/virtqueue.ts';
 import { SharedMemory } from '../../../../vmm-client/frontend/shared-memory.ts';
 
 const SIZE = 8;
@@ -26,8 +26,10 @@ function createQueue(options: Partial<BlkQueueOptions> = {}): BlkQueue {
   const all = {
     index: 0,
     size: SIZE,
+    packed: false,
     indirect: false,
     eventIdx: false,
+    inOrder: false,
     segmentBytes: 4096,
     maxSegments: 2,
     ...options,
@@ -180,8 +182,9 @@ describe('kicks', () => {
   });
 });
 
-it('fits into the memory that it says it takes', () => {
-  const options = { index: 1, size: 256, indirect: true, eventIdx: true, segmentBytes: 4096, maxSegments: 126 };
+it.each([false, true])('fits into the memory that it says it takes (packed %s)', (packed) => {
+  const ring = { packed, indirect: true, eventIdx: true, inOrder: true };
+  const options = { ...ring, index: 1, size: 256, segmentBytes: 4096, maxSegments: 126 };
   const room = new SharedMemory(BlkQueue.memoryBytes(options));
   new BlkQueue(room, options).close();
   room.close();

@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { featureMask } from '../../../../protocol/virtio/reserved-features.ts';
 import { NetReceiveQueue, type NetReceiveQueueOptions } from '../../../../vmm-client/driver/net-receive-queue.ts';
-import { NOTHING_USED, RING_FAULT } from '../../../../vmm-client/driver/split-virtqueue.ts';
+import { NOTHING_USED, RING_FAULT } from '../../../../vmm-client/driver/virtqueue.ts';
 import { SharedMemory } from '../../../../vmm-client/frontend/shared-memory.ts';
 
 const SIZE = 8;
@@ -276,8 +276,8 @@ describe('a back end that starts anew', () => {
   });
 });
 
-it('fits into the memory that it says it takes', () => {
-  const options = { ...OPTIONS, size: 256, bufferBytes: 1530 };
+it.each([0n, featureMask(34, 35)])('fits into the memory that it says it takes (features %s)', (ring) => {
+  const options = { ...OPTIONS, features: OPTIONS.features | ring, size: 256, bufferBytes: 1530 };
   const room = new SharedMemory(NetReceiveQueue.memoryBytes(options));
   new NetReceiveQueue(room, options).queue.close();
   room.close();

@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { NetTransmitQueue, type NetTransmitQueueOptions } from '../../../../vmm-client/driver/net-transmit-queue.ts';
-import { RING_FAULT } from '../../../../vmm-client/driver/split-virtqueue.ts';
+import { RING_FAULT } from '../../../../vmm-client/driver/virtqueue.ts';
 import { SharedMemory } from '../../../../vmm-client/frontend/shared-memory.ts';
 
 const OPTIONS: NetTransmitQueueOptions = {
@@ -8,8 +8,10 @@ const OPTIONS: NetTransmitQueueOptions = {
   size: 4,
   maxPacketBytes: 1518,
   segmentBytes: 32768,
+  packed: false,
   indirect: true,
   eventIdx: false,
+  inOrder: false,
 };
 let memory: SharedMemory;
 let view: DataView;
@@ -151,8 +153,8 @@ it('sends what a dead back end had not given back again, and nothing else', () =
   expect(queue.outstanding).toBe(1);
 });
 
-it('fits into the memory that it says it takes', () => {
-  const options = { ...OPTIONS, size: 256, maxPacketBytes: 65558 };
+it.each([false, true])('fits into the memory that it says it takes (packed %s)', (packed) => {
+  const options = { ...OPTIONS, packed, size: 256, maxPacketBytes: 65558 };
   const room = new SharedMemory(NetTransmitQueue.memoryBytes(options));
   new NetTransmitQueue(room, options).queue.close();
   room.close();

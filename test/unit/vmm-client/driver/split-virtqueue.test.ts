@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { NOTHING_USED, RING_FAULT, SplitVirtqueueDriver } from '../../../../vmm-client/driver/split-virtqueue.ts';
+import { SplitVirtqueueDriver } from '../../../../vmm-client/driver/split-virtqueue.ts';
+import { NOTHING_USED, RING_FAULT, type VirtqueueDriverOptions } from '../../../../vmm-client/driver/virtqueue.ts';
 import { SharedMemory } from '../../../../vmm-client/frontend/shared-memory.ts';
 
 const SIZE = 4;
@@ -13,8 +14,9 @@ beforeEach(() => {
 
 afterEach(() => memory.close());
 
-function createQueue({ indirect = false, eventIdx = false, size = SIZE, maxChain = SIZE } = {}): SplitVirtqueueDriver {
-  return new SplitVirtqueueDriver(memory, { size, maxChain, indirect, eventIdx });
+function createQueue(options: Partial<VirtqueueDriverOptions> = {}): SplitVirtqueueDriver {
+  const plain = { size: SIZE, maxChain: SIZE, indirect: false, eventIdx: false, inOrder: false };
+  return new SplitVirtqueueDriver(memory, { ...plain, ...options });
 }
 
 /** Stages a chain of one readable and one writable buffer. */
@@ -36,17 +38,17 @@ const device = (queue: SplitVirtqueueDriver, size = SIZE) => ({
       view.getUint16(at + 14, true),
     ];
   },
-  availFlags: () => view.getUint16(queue.availRing, true),
-  availIdx: () => view.getUint16(queue.availRing + 2, true),
-  availHead: (index: number) => view.getUint16(queue.availRing + 4 + 2 * (index % size), true),
-  usedEvent: () => view.getUint16(queue.availRing + 4 + 2 * size, true),
-  setUsedFlags: (flags: number) => view.setUint16(queue.usedRing, flags, true),
-  setUsedIdx: (index: number) => view.setUint16(queue.usedRing + 2, index, true),
-  setAvailEvent: (index: number) => view.setUint16(queue.usedRing + 4 + 8 * size, index, true),
+  availFlags: () => view.getUint16(queue.driverArea, true),
+  availIdx: () => view.getUint16(queue.driverArea + 2, true),
+  availHead: (index: number) => view.getUint16(queue.driverArea + 4 + 2 * (index % size), true),
+  usedEvent: () => view.getUint16(queue.driverArea + 4 + 2 * size, true),
+  setUsedFlags: (flags: number) => view.setUint16(queue.deviceArea, flags, true),
+  setUsedIdx: (index: number) => view.setUint16(queue.deviceArea + 2, index, true),
+  setAvailEvent: (index: number) => view.setUint16(queue.deviceArea + 4 + 8 * size, index, true),
   complete(index: number, head: number, length = 0) {
-    view.setUint32(queue.usedRing + 4 + 8 * (index % size), head, true);
-    view.setUint32(queue.usedRing + 8 + 8 * (index % size), length, true);
-    view.setUint16(queue.usedRing + 2, (index + 1) & 0xffff, true);
+    view.setUint32(queue.deviceArea + 4 + 8 * (index % size), head, true);
+    view.setUint32(queue.deviceArea + 8 + 8 * (index % size), length, true);
+    view.setUint16(queue.deviceArea + 2, (index + 1) & 0xffff, true);
   },
 });
 
@@ -62,9 +64,9 @@ describe('chains', () => {
     queue.publish();
     const { descriptor, availHead, availIdx } = device(queue);
     expect([availIdx(), availHead(0), availHead(1)]).toEqual([2, 0, 2]);
-    expect(descriptor(queue.descriptorTable, 0)).toEqual([0x1_2345_6000n, 16, NEXT, 1]);
-    expect(descriptor(queue.descriptorTable, 1)).toEqual([0x1_2345_7000n, 512, WRITE, 0]);
-    expect(descriptor(queue.descriptorTable, 2)).toEqual([0x1_2345_6000n, 16, NEXT, 3]);
+    expect(descriptor(queue.descriptorArea, 0)).toEqual([0x1_2345_6000n, 16, NEXT, 1]);
+    expect(descriptor(queue.descriptorArea, 1)).toEqual([0x1_2345_7000n, 512, WRITE, 0]);
+    expect(descriptor(queue.descriptorArea, 2)).toEqual([0x1_2345_6000n, 16, NEXT, 3]);
   });
 
   it('take one descriptor and a table with INDIRECT', () => {
@@ -74,7 +76,7 @@ describe('chains', () => {
     queue.publish();
     const { descriptor, availHead } = device(queue);
     expect([availHead(0), availHead(1)]).toEqual([0, 1]);
-    const [table, length, flags] = descriptor(queue.descriptorTable, 1);
+    const [table, length, flags] = descriptor(queue.descriptorArea, 1);
     expect([length, flags]).toEqual([32, INDIRECT]);
     const offset = Number(table) - memory.guestAddress;
     expect(descriptor(offset, 0)).toEqual([0x1_2345_6000n, 16, NEXT, 1]);
@@ -250,6 +252,55 @@ describe('a back end that starts anew', () => {
     complete(0, 2);
     complete(1, 0);
     expect([queue.reap(), queue.reap(), queue.reap()]).toEqual([8, 9, NOTHING_USED]);
+  });
+});
+
+describe('in order', () => {
+  /** Stages chains of two, one and two descriptors, and shows them. */
+  const publishThree = () => {
+    const queue = createQueue({ size: 8, inOrder: true });
+    push(queue, 7);
+    queue.startChain();
+    queue.addBuffer(0x1_2345_6000, 16, false);
+    queue.pushChain(8);
+    push(queue, 9);
+    queue.publish();
+    return queue;
+  };
+
+  it('one used entry stands for a batch, whose other chains were written as a whole', () => {
+    const queue = publishThree();
+    view.setUint32(queue.deviceArea + 4, 3, true);
+    view.setUint32(queue.deviceArea + 8, 5, true);
+    device(queue, 8).setUsedIdx(3);
+    expect([queue.reap(), queue.usedLength, queue.armInterrupt()]).toEqual([7, 512, false]);
+    expect([queue.reap(), queue.usedLength]).toEqual([8, 0]);
+    expect([queue.reap(), queue.usedLength, queue.reap(), queue.armInterrupt()]).toEqual([9, 5, NOTHING_USED, true]);
+    push(queue, 10);
+    queue.publish();
+    // Descriptors 0 to 4 are free, and 5 is next all the same.
+    expect(device(queue, 8).availHead(3)).toBe(5);
+    device(queue, 8).complete(3, 5, 1);
+    expect([queue.reap(), queue.usedLength, queue.outstanding]).toEqual([10, 1, 0]);
+  });
+
+  it('a batch beyond the used index is a fault', () => {
+    const queue = publishThree();
+    device(queue, 8).complete(0, 3);
+    expect([queue.reap(), queue.reap(), queue.reap()]).toEqual([7, RING_FAULT, RING_FAULT]);
+    expect(queue.fault).toBe('a used entry completes more chains than the used index 1 says');
+  });
+
+  it('a back end that starts anew gets what follows the last used chain', () => {
+    const queue = publishThree();
+    device(queue, 8).complete(0, 0);
+    queue.reap();
+    push(queue, 10);
+    expect(queue.resume(false)).toBe(1);
+    const { availIdx, availHead, complete } = device(queue, 8);
+    expect([availIdx(), availHead(1), availHead(2), availHead(3)]).toEqual([4, 2, 3, 5]);
+    complete(1, 2);
+    expect(queue.reap()).toBe(8);
   });
 });
 

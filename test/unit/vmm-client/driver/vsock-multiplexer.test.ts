@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { RING_FAULT } from '../../../../vmm-client/driver/split-virtqueue.ts';
+import { RING_FAULT } from '../../../../vmm-client/driver/virtqueue.ts';
 import type { VsockConnection, VsockHandler } from '../../../../vmm-client/driver/vsock-connection.ts';
 import { VsockMultiplexer } from '../../../../vmm-client/driver/vsock-multiplexer.ts';
 import { VsockReceiveQueue } from '../../../../vmm-client/driver/vsock-receive-queue.ts';
@@ -20,7 +20,8 @@ let mux: VsockMultiplexer;
 let device: SocketDevice;
 
 beforeEach(() => {
-  const sizes = { size: SIZE, payloadBytes: PAYLOAD, eventIdx: false };
+  const ring = { packed: false, indirect: false, eventIdx: false, inOrder: false };
+  const sizes = { ...ring, size: SIZE, payloadBytes: PAYLOAD };
   memory = new SharedMemory(1024 * 1024);
   receive = new VsockReceiveQueue(memory, { ...sizes, index: 0 });
   transmit = new VsockTransmitQueue(memory, { ...sizes, index: 1 });

@@ -6,6 +6,7 @@ import { type Watch, watchReadable } from '../../../../protocol/sys/readiness.ts
 import { UnixListener } from '../../../../protocol/sys/unix-socket.ts';
 import { closeAll, Endpoint, type IncomingMessage } from '../../../../protocol/vhost-user/endpoint.ts';
 import { FRONTEND, FRONTEND_BY_ID } from '../../../../protocol/vhost-user/messages.ts';
+import { dump } from '../../../support/hex.ts';
 
 export interface Script {
   features: bigint;
@@ -22,6 +23,13 @@ export interface Script {
   queueCount: bigint;
   /** The configuration space; what is not in it cannot be read. Undefined: any request is answered with itself. */
   config: Uint8Array | undefined;
+  /** Answers before all else; undefined where it has none. Descriptors of the message are its own to take. */
+  answer: (name: string, payload: Uint8Array, fds: OwnedFd[]) => Answer | undefined;
+}
+
+export interface Answer {
+  payload: Uint8Array;
+  fds?: OwnedFd[];
 }
 
 const INFLIGHT_BYTES = 4096;
@@ -31,6 +39,8 @@ export class ScriptedBackend {
   readonly log: string[] = [];
   /** Payloads by message name, the last of each. */
   readonly last = new Map<string, unknown>();
+  /** The messages as they were on the wire: name, flags and payload in hexadecimal. */
+  readonly wire: string[] = [];
   /** The request channel of the last connection. */
   channel: OwnedFd | undefined;
   connections = 0;
@@ -48,6 +58,7 @@ export class ScriptedBackend {
       dieAfter: [],
       queueCount: 4n,
       config: undefined,
+      answer: () => undefined,
     };
     this.#script = { features: 0n, protocolFeatures: 0n, ...friendly, ...script };
     this.#listener = UnixListener.listen(path);
@@ -78,6 +89,8 @@ export class ScriptedBackend {
     const { name } = type;
     this.log.push(message.fds.length === 0 ? name : `${name}+${message.fds.length}`);
     this.last.set(name, type.request.decode(message.payload));
+    this.wire.push(`${name} ${message.needsReply ? 9 : 1} ${dump(message.payload)}`.trimEnd());
+    const own = this.#script.answer(name, message.payload, message.fds);
     if (name === 'SET_BACKEND_REQ_FD') {
       this.channel?.close();
       this.channel = message.fds[0];
@@ -90,18 +103,19 @@ export class ScriptedBackend {
       return;
     }
     const id = this.#script.mislabel.includes(name) ? message.id + 1 : message.id;
-    const answer = this.#answer(name, message.payload);
+    const answer = own ?? this.#answer(name, message.payload);
     if (answer !== undefined) {
-      endpoint.sendReply(id, answer.payload, answer.fds);
-      closeAll(answer.fds);
+      const { payload, fds = [] } = answer;
+      endpoint.sendReply(id, payload, fds);
+      closeAll(fds);
     } else if (message.needsReply) {
       endpoint.sendReply(id, u64(this.#script.refuse.includes(name) ? 1n : 0n));
     }
     if (this.#script.dieAfter.includes(name)) this.die();
   }
 
-  #answer(name: string, request: Uint8Array): { payload: Uint8Array; fds: OwnedFd[] } | undefined {
-    const plain = (payload: Uint8Array) => ({ payload, fds: [] });
+  #answer(name: string, request: Uint8Array): Answer | undefined {
+    const plain = (payload: Uint8Array) => ({ payload });
     if (name === 'GET_FEATURES') return plain(u64(this.#script.features));
     if (name === 'GET_PROTOCOL_FEATURES') return plain(u64(this.#script.protocolFeatures));
     if (name === 'GET_QUEUE_NUM') return plain(u64(this.#script.queueCount));
@@ -146,6 +160,6 @@ export class ScriptedBackend {
   }
 }
 
-function u64(value: bigint): Uint8Array {
+export function u64(value: bigint): Uint8Array {
   return new Uint8Array(new BigUint64Array([value]).buffer);
 }

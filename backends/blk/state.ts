@@ -1,0 +1,123 @@
+/**
+ * What data paths need to know of the disk and of one driver, in memory that all threads share: the main thread writes
+ * it, data paths read it for each request.
+ */
+
+const CAPACITY_LOW = 0;
+const CAPACITY_HIGH = 1;
+const DISK_WORDS = 4;
+/** Number of the data path that wants to be alone with the disk, plus 1; 0 when none does. */
+const ALONE = 2;
+/** Requests in flight on all data paths. */
+const IN_FLIGHT = 3;
+const TWO_32 = 0x1_0000_0000;
+
+/** The disk, for all front ends. */
+export class BlkDiskState {
+  readonly shared: SharedArrayBuffer;
+  readonly #words: Uint32Array;
+
+  /** @param shared that of another thread's; a new one when there is none */
+  constructor(shared = new SharedArrayBuffer(4 * DISK_WORDS)) {
+    this.shared = shared;
+    this.#words = new Uint32Array(shared);
+  }
+
+  /** Whole sectors, in bytes. The two words may be of different moments; a driver's request that races is judged by either. */
+  get capacityBytes(): number {
+    return (this.#words[CAPACITY_HIGH] as number) * TWO_32 + (this.#words[CAPACITY_LOW] as number);
+  }
+
+  set capacityBytes(bytes: number) {
+    this.#words[CAPACITY_LOW] = bytes % TWO_32;
+    this.#words[CAPACITY_HIGH] = Math.floor(bytes / TWO_32);
+  }
+
+  /** Requests in flight on all data paths. */
+  get inFlight(): number {
+    return Atomics.load(this.#words, IN_FLIGHT);
+  }
+
+  /** A data path begins a request. False when another one has the disk to itself: nothing was begun. */
+  tryBegin(path: number): boolean {
+    // First counted and then looked: whoever wants to be alone looks the other way round.
+    Atomics.add(this.#words, IN_FLIGHT, 1);
+    const alone = Atomics.load(this.#words, ALONE);
+    if (alone === 0 || alone === path + 1) return true;
+    this.end();
+    return false;
+  }
+
+  /** A request ended. */
+  end(): void {
+    Atomics.sub(this.#words, IN_FLIGHT, 1);
+  }
+
+  /** Whether another data path has the disk to itself. */
+  isTaken(path: number): boolean {
+    const alone = Atomics.load(this.#words, ALONE);
+    return alone !== 0 && alone !== path + 1;
+  }
+
+  /** Lets no other data path begin requests until `shareAgain`. False when another one was first. */
+  tryTake(path: number): boolean {
+    const before = Atomics.compareExchange(this.#words, ALONE, 0, path + 1);
+    return before === 0 || before === path + 1;
+  }
+
+  shareAgain(): void {
+    Atomics.store(this.#words, ALONE, 0);
+  }
+}
+
+const DISCARD = 1;
+const WRITE_ZEROES = 2;
+const WRITETHROUGH = 4;
+
+/** One driver. */
+export class BlkDriverState {
+  readonly shared: SharedArrayBuffer;
+  readonly #word: Uint32Array;
+
+  /** @param shared that of another thread's; a new one when there is none */
+  constructor(shared = new SharedArrayBuffer(4)) {
+    this.shared = shared;
+    this.#word = new Uint32Array(shared);
+  }
+
+  #has(bit: number): boolean {
+    return ((this.#word[0] as number) & bit) !== 0;
+  }
+
+  #set(bit: number, value: boolean): void {
+    const word = this.#word[0] as number;
+    Atomics.store(this.#word, 0, value ? word | bit : word & ~bit);
+  }
+
+  /** DISCARD was negotiated. */
+  get discard(): boolean {
+    return this.#has(DISCARD);
+  }
+
+  set discard(value: boolean) {
+    this.#set(DISCARD, value);
+  }
+
+  /** WRITE_ZEROES was negotiated. */
+  get writeZeroes(): boolean {
+    return this.#has(WRITE_ZEROES);
+  }
+
+  set writeZeroes(value: boolean) {
+    this.#set(WRITE_ZEROES, value);
+  }
+
+  /** Each completed write must be on stable storage. */
+  get writethrough(): boolean {
+    return this.#has(WRITETHROUGH);
+  }
+
+  set writethrough(value: boolean) {
+    this.#set(WRITETHROUGH, value);
+  }
+}

@@ -1,0 +1,296 @@
+/**
+ * Serves the rings of one front end on one thread. The session tells it what the front end asked for; what it needs to
+ * tell the session it calls `RingEvents` with. Requests and answers are plain values, so that a worker thread can take the
+ * place of this one (`ring-thread.ts`): descriptors are numbers, and who gets one owns it.
+ */
+
+import { DirtyLog } from '../../protocol/memory/dirty-log.ts';
+import { GuestMemory, type SharedRegion } from '../../protocol/memory/guest-memory.ts';
+import { IOTLB_HIT, IOTLB_PAGE_BYTES, Iotlb, type MissingPages } from '../../protocol/memory/iotlb.ts';
+import { BorrowedMapping, type SharedExtent } from '../../protocol/sys/mapping.ts';
+import { Notifier } from '../../protocol/sys/notifier.ts';
+import { OwnedFd } from '../../protocol/sys/owned-fd.ts';
+import type { RingAddresses, VirtqueueFeatures } from '../../protocol/virtqueue/virtqueue.ts';
+import type { RingAttachment } from './device.ts';
+import { isRefusal } from './dispatcher.ts';
+import type { Logger } from './logging.ts';
+import type { RingSettings } from './placed-ring.ts';
+import type { Pump } from './pump.ts';
+import { type Signal, Vring, type VringHost } from './vring.ts';
+
+/** How rings are described to a server: `RingSettings` with the in-flight region by its place. */
+export interface RingDescription {
+  readonly size: number;
+  readonly base: number;
+  readonly addresses: RingAddresses | undefined;
+  readonly usedLog: number | undefined;
+  readonly inflight: SharedExtent | undefined;
+}
+
+/** What all rings of a front end have in common. */
+export interface RingFeatures extends VirtqueueFeatures {
+  /** The front end has an IOMMU before the device. */
+  readonly translated: boolean;
+}
+
+/** How the driver is told: by a descriptor, by a message to the front end, or not at all. */
+export type SignalTarget = number | 'in-band' | undefined;
+
+/** Kinds of messages on the back end's channel. */
+export type InBand = 'call' | 'error';
+
+/** What a server tells its session. */
+export interface RingEvents {
+  /** Pages of the memory that the front end shares are gone. */
+  onMemoryFault(): void;
+  /** The front end is to be asked for the page at this I/O virtual address; a change of translations follows. */
+  onMissing(iova: number, writable: boolean): void;
+  /** The driver is to be told by a message. */
+  onSignal(index: number, kind: InBand): void;
+}
+
+/** What the front end said about I/O virtual addresses: IOTLB_MSG, and that there is no translation of a missing page. */
+export type Translation =
+  | {
+      readonly kind: 'update';
+      readonly iova: bigint;
+      readonly size: bigint;
+      readonly userAddress: bigint;
+      readonly permission: number;
+    }
+  | { readonly kind: 'invalidate'; readonly iova: bigint; readonly size: bigint }
+  | { readonly kind: 'deny'; readonly iova: number; readonly writable: boolean };
+
+/** A page that the front end was asked for. */
+interface AskedPage {
+  readonly iova: number;
+  readonly writable: boolean;
+}
+
+/** What a session asks of a server. Every call is done when its promise is. */
+export interface RingServer {
+  setFeatures(features: RingFeatures): Promise<void>;
+  /** The regions of guest memory, all of them. Rings were displaced before. */
+  setMemory(regions: readonly SharedRegion[]): Promise<void>;
+  /** Drains all rings and lets go of their memory: no access after this, until `placeAll`. */
+  displaceAll(): Promise<void>;
+  /** Looks for started rings again. One that is not there waits for the next change. */
+  placeAll(): Promise<void>;
+  /** From now on writes to guest memory are noted there, or not. Rings were displaced before. */
+  setLog(log: SharedExtent | undefined): Promise<void>;
+  /** Rings that the change can concern were displaced before an invalidation. */
+  translate(change: Translation): Promise<void>;
+  /** @throws RingError, MemoryError, Refused - the ring cannot be used as described; the descriptor is closed */
+  start(index: number, ring: RingDescription, kick: number | undefined, polled: boolean): Promise<void>;
+  /** Another kick descriptor for a started ring. */
+  setKick(index: number, kick: number | undefined, polled: boolean): Promise<void>;
+  /** @throws RingError, MemoryError */
+  relocate(index: number, addresses: RingAddresses, usedLog: number | undefined): Promise<void>;
+  /** Drains and stops a ring. Returns where it stands. */
+  stop(index: number): Promise<number>;
+  enable(index: number, enabled: boolean): Promise<void>;
+  setSignal(index: number, kind: InBand, target: SignalTarget): Promise<void>;
+  /** VRING_KICK: the driver's notification as a message. */
+  kick(index: number): Promise<void>;
+  /** Marks all rings as broken: their memory is not to be trusted. */
+  breakAll(): Promise<void>;
+  /** Stops all rings and forgets everything. */
+  close(): Promise<void>;
+}
+
+const NO_FEATURES: RingFeatures = {
+  packed: false,
+  indirect: false,
+  eventIdx: false,
+  inOrder: false,
+  translated: false,
+};
+
+/** The server of this thread. */
+export class LocalRingServer implements RingServer, VringHost {
+  readonly attachment: RingAttachment;
+  readonly memory = new GuestMemory();
+  readonly log: Logger;
+  iotlb: Iotlb | undefined;
+  dirtyLog: DirtyLog | undefined;
+  ringFeatures = NO_FEATURES;
+
+  readonly #pump: Pump;
+  readonly #events: RingEvents;
+  readonly #vrings: readonly Vring[];
+  #logMapping: BorrowedMapping | undefined;
+  /** Part of the in-flight region, which is one mapping. */
+  #inflight: BorrowedMapping | undefined;
+  #asked: AskedPage[] = [];
+
+  constructor(pump: Pump, attachment: RingAttachment, rings: number, events: RingEvents, log: Logger) {
+    this.#pump = pump;
+    this.attachment = attachment;
+    this.#events = events;
+    this.log = log;
+    this.#vrings = Array.from({ length: rings }, (_, index) => new Vring(index, this));
+  }
+
+  wake(): void {
+    this.#pump.wake();
+  }
+
+  get memoryFaulted(): boolean {
+    if (this.memory.faulted || this.#logMapping?.faulted === true || this.#inflight?.faulted === true) return true;
+    return this.#vrings.some((vring) => vring.faulted);
+  }
+
+  onMemoryFault(): void {
+    this.#events.onMemoryFault();
+  }
+
+  requestTranslations(missing: MissingPages): void {
+    for (let i = 0; i < missing.count; i += 1) {
+      const page = { iova: missing.iova(i), writable: missing.writable(i) };
+      if (this.#asked.some(({ iova, writable }) => iova === page.iova && writable === page.writable)) continue;
+      this.#asked.push(page);
+      this.#events.onMissing(page.iova, page.writable);
+    }
+  }
+
+  #settings(ring: RingDescription): RingSettings {
+    if (ring.inflight === undefined) return { ...ring, inflight: undefined };
+    this.#inflight = new BorrowedMapping(ring.inflight);
+    return { ...ring, inflight: this.#inflight.view(0, ring.inflight.length) };
+  }
+
+  #vring(index: number): Vring {
+    const vring = this.#vrings[index];
+    if (vring === undefined) throw new RangeError(`vring ${index}`);
+    return vring;
+  }
+
+  async setFeatures(features: RingFeatures): Promise<void> {
+    this.ringFeatures = features;
+    if (features.translated) this.iotlb ??= new Iotlb(this.memory);
+    else this.iotlb = undefined;
+  }
+
+  async setMemory(regions: readonly SharedRegion[]): Promise<void> {
+    this.memory.adopt(regions);
+  }
+
+  async displaceAll(): Promise<void> {
+    for (const vring of this.#vrings) await vring.displace();
+  }
+
+  async placeAll(): Promise<void> {
+    for (const vring of this.#vrings) {
+      if (!vring.started || vring.placed) continue;
+      try {
+        vring.place();
+      } catch (error) {
+        if (!isRefusal(error)) throw error;
+        this.log.warn(`vring ${vring.index} is out of service: ${error.message}`);
+      }
+    }
+    this.wake();
+  }
+
+  async setLog(log: SharedExtent | undefined): Promise<void> {
+    this.#logMapping = log === undefined ? undefined : new BorrowedMapping(log);
+    this.dirtyLog =
+      log === undefined ? undefined : new DirtyLog((this.#logMapping as BorrowedMapping).view(0, log.length));
+  }
+
+  async translate(change: Translation): Promise<void> {
+    const { iotlb } = this;
+    if (iotlb === undefined) return;
+    if (change.kind === 'invalidate') iotlb.invalidate(change.iova, change.size);
+    else if (change.kind === 'update') {
+      iotlb.update(change.iova, change.size, change.userAddress, change.permission);
+      this.#noteAnswer(iotlb, Number(change.iova), Number(change.iova + change.size));
+    } else {
+      iotlb.deny(change.iova, change.writable);
+      this.#noteAnswer(iotlb, change.iova, change.iova + IOTLB_PAGE_BYTES);
+    }
+    for (const vring of this.#vrings) vring.translationsChanged();
+    await this.placeAll();
+  }
+
+  /** The front end said what it has for a range: what was asked for and is not there is not to be had. */
+  #noteAnswer(iotlb: Iotlb, start: number, end: number): void {
+    this.#asked = this.#asked.filter(({ iova, writable }) => {
+      if (iova < start || iova >= end) return true;
+      if (iotlb.lookup(iova, writable) !== IOTLB_HIT) iotlb.deny(iova, writable);
+      return false;
+    });
+  }
+
+  async start(index: number, ring: RingDescription, kick: number | undefined, polled: boolean): Promise<void> {
+    const vring = this.#vring(index);
+    const notifier = notifierOf(kick);
+    try {
+      vring.start(this.#settings(ring));
+    } catch (error) {
+      notifier?.close();
+      throw error;
+    }
+    vring.setKick(notifier, polled);
+    this.#pump.add(vring);
+  }
+
+  async setKick(index: number, kick: number | undefined, polled: boolean): Promise<void> {
+    const vring = this.#vring(index);
+    vring.setKick(notifierOf(kick), polled);
+    this.#pump.add(vring);
+  }
+
+  async relocate(index: number, addresses: RingAddresses, usedLog: number | undefined): Promise<void> {
+    await this.#vring(index).relocate({ addresses, usedLog });
+    this.wake();
+  }
+
+  async stop(index: number): Promise<number> {
+    const vring = this.#vring(index);
+    const base = await vring.stop();
+    this.#pump.remove(vring);
+    return base;
+  }
+
+  async enable(index: number, enabled: boolean): Promise<void> {
+    this.#vring(index).enabled = enabled;
+    this.wake();
+  }
+
+  async setSignal(index: number, kind: InBand, target: SignalTarget): Promise<void> {
+    const vring = this.#vring(index);
+    const signal = this.#signal(index, kind, target);
+    if (kind === 'call') vring.setCall(signal);
+    else vring.setErr(signal);
+  }
+
+  #signal(index: number, kind: InBand, target: SignalTarget): Signal | undefined {
+    if (target === undefined) return undefined;
+    if (target !== 'in-band') return notifierOf(target);
+    return { signal: () => this.#events.onSignal(index, kind), close: () => undefined };
+  }
+
+  async kick(): Promise<void> {
+    this.wake();
+  }
+
+  async breakAll(): Promise<void> {
+    for (const vring of this.#vrings) vring.broken = true;
+  }
+
+  async close(): Promise<void> {
+    for (const vring of this.#vrings) {
+      await vring.reset();
+      this.#pump.remove(vring);
+    }
+    this.memory.adopt([]);
+    this.iotlb = undefined;
+    this.#inflight = undefined;
+    this.#asked = [];
+  }
+}
+
+function notifierOf(fd: number | undefined): Notifier | undefined {
+  return fd === undefined ? undefined : new Notifier(new OwnedFd(fd));
+}

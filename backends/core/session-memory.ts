@@ -1,0 +1,208 @@
+/**
+ * What one front end shares with us: guest memory, the translations of its IOMMU, the dirty log, the in-flight region;
+ * and the messages about them. The mappings are made and ended here; those who serve rings borrow them, and have let go
+ * of them before one ends. Source: vhost-user, Front-end message types, Memory access, Migration, IOMMU support.
+ */
+
+import { coveredBytes } from '../../protocol/memory/dirty-log.ts';
+import { GuestMemory, MAX_MEMORY_REGIONS, type RegionDescription } from '../../protocol/memory/guest-memory.ts';
+import { type SharedExtent, SharedMapping } from '../../protocol/sys/mapping.ts';
+import { type OwnedFd, statFd } from '../../protocol/sys/owned-fd.ts';
+import { ProtocolError } from '../../protocol/vhost-user/errors.ts';
+import { FRONTEND } from '../../protocol/vhost-user/messages.ts';
+import type { Iotlb, LogArea } from '../../protocol/vhost-user/payloads.ts';
+import type { Attachment } from './device.ts';
+import { type Dispatcher, ReplyWithFds } from './dispatcher.ts';
+import { createInflightFd, InflightMemory } from './inflight-memory.ts';
+import type { Logger } from './logging.ts';
+import { Refused } from './refused.ts';
+import type { RingServers } from './ring-servers.ts';
+
+const MAX_REMEMBERED_REMOVALS = 64;
+const PAGE_BYTES = 4096;
+
+// Types of an IOTLB message that a front end sends.
+const IOTLB_UPDATE = 2;
+const IOTLB_INVALIDATE = 3;
+
+/** What a session knows that its memory needs. */
+export interface MemoryContext {
+  readonly servers: RingServers;
+  readonly attachment: Attachment;
+  readonly log: Logger;
+  readonly ringCount: number;
+  readonly anyStarted: boolean;
+  readonly isPacked: boolean;
+  /** Writes are to be logged: VHOST_F_LOG_ALL. */
+  readonly isLogging: boolean;
+}
+
+function isSameRegion(a: RegionDescription, b: RegionDescription): boolean {
+  return a.guestAddress === b.guestAddress && a.size === b.size && a.userAddress === b.userAddress;
+}
+
+export class SessionMemory {
+  readonly #context: MemoryContext;
+  readonly #memory = new GuestMemory();
+  /** Regions that were removed last: a front end may say it again. */
+  #removed: RegionDescription[] = [];
+  #inflight: InflightMemory | undefined;
+  #log: SharedMapping | undefined;
+
+  constructor(context: MemoryContext) {
+    this.#context = context;
+  }
+
+  register(d: Dispatcher): void {
+    d.on(FRONTEND.SET_MEM_TABLE, async (regions, fds) => {
+      if (fds.length !== regions.length) {
+        throw new ProtocolError(`SET_MEM_TABLE: ${regions.length} regions with ${fds.length} file descriptors`);
+      }
+      await this.#change(() => {
+        this.#memory.clear();
+        regions.forEach((region, i) => {
+          this.#memory.add(region, fds[i] as OwnedFd);
+        });
+      });
+    });
+    d.on(FRONTEND.GET_MAX_MEM_SLOTS, () => BigInt(MAX_MEMORY_REGIONS));
+    d.on(FRONTEND.ADD_MEM_REG, async (region, [fd]) => {
+      // QEMU 7.2 says everything once per queue pair of a network device, on the same connection.
+      if (this.#memory.findExact(region) !== undefined) return;
+      this.#memory.add(region, fd as OwnedFd);
+      await this.#publish();
+    });
+    d.on(FRONTEND.REM_MEM_REG, async (region) => {
+      const found = this.#memory.findExact(region);
+      if (found === undefined) {
+        if (this.#removed.some((other) => isSameRegion(region, other))) return;
+        throw new Refused(`no region of ${region.size} bytes at guest address 0x${region.guestAddress.toString(16)}`);
+      }
+      await this.#change(() => this.#memory.remove(found));
+      this.#removed = [...this.#removed.slice(-MAX_REMEMBERED_REMOVALS), region];
+    });
+    d.on(FRONTEND.IOTLB_MSG, (message) => this.#translate(message));
+    d.on(FRONTEND.SET_LOG_BASE, async (area, [fd]) => {
+      await this.#setLog(area, fd as OwnedFd);
+      return 0n;
+    });
+    // We have nothing to add to what the log itself says.
+    d.on(FRONTEND.SET_LOG_FD, () => undefined);
+    this.#registerInflight(d);
+  }
+
+  #registerInflight(d: Dispatcher): void {
+    d.on(FRONTEND.GET_INFLIGHT_FD, (request) => {
+      const { reply, fd } = createInflightFd(request, this.#context.ringCount);
+      return new ReplyWithFds(reply, [fd]);
+    });
+    d.on(FRONTEND.SET_INFLIGHT_FD, (area, [fd]) => {
+      const { anyStarted, ringCount, attachment, isPacked } = this.#context;
+      if (anyStarted) throw new Refused('a ring is started');
+      const next = new InflightMemory(area, fd as OwnedFd, ringCount, isPacked);
+      this.#inflight?.close();
+      this.#inflight = next;
+      // A region that a killed daemon left behind knows what the driver will not say again; a new one learns it.
+      if (next.wasUsed) attachment.restoreState(next.deviceState);
+      else this.saveState();
+    });
+  }
+
+  /** Keeps the device's bit of state where the next daemon finds it. */
+  saveState(): void {
+    if (this.#inflight !== undefined) this.#inflight.deviceState = this.#context.attachment.saveState();
+  }
+
+  /** The in-flight region of a ring. A ring that has none is served all the same: a disk beats no disk. */
+  inflightOf(index: number, size: number): SharedExtent | undefined {
+    const { log, isPacked } = this.#context;
+    const region = this.#inflight?.queue(index, size, isPacked);
+    if (region === undefined && this.#inflight !== undefined) {
+      log.warn(`vring ${index} of ${size} entries is not tracked: its in-flight region is smaller`);
+    }
+    return region;
+  }
+
+  get faulted(): boolean {
+    return this.#inflight?.faulted === true;
+  }
+
+  /** Changes the memory while no ring uses it, and goes on with the rings that are still in it. */
+  async #change(change: () => void): Promise<void> {
+    await this.#context.servers.all((server) => server.displaceAll());
+    // Nobody may find a region that is about to go.
+    await this.#context.servers.all((server) => server.setMemory([]));
+    try {
+      change();
+    } finally {
+      await this.#publish();
+    }
+  }
+
+  /** Tells everyone of the regions that there are. */
+  async #publish(): Promise<void> {
+    const regions = this.#memory.regions.map((region) => region.share());
+    await this.#context.servers.all(async (server) => {
+      await server.setMemory(regions);
+      await server.placeAll();
+    });
+  }
+
+  /** What is unmapped is not accessed any more when this is answered: requests in flight may, so they end first. */
+  async #translate({ iova, size, userAddress, permission, type }: Iotlb): Promise<bigint> {
+    const { servers } = this.#context;
+    if (type === IOTLB_UPDATE) {
+      await servers.all((server) => server.translate({ kind: 'update', iova, size, userAddress, permission }));
+    } else if (type === IOTLB_INVALIDATE) {
+      await servers.all(async (server) => {
+        await server.displaceAll();
+        await server.translate({ kind: 'invalidate', iova, size });
+      });
+    } else throw new Refused(`IOTLB message of type ${type}: 2 (update) and 3 (invalidate) are possible`);
+    return 0n;
+  }
+
+  /** SET_LOG_BASE: the log is used as long as VHOST_F_LOG_ALL is on. */
+  async #setLog({ size, offset }: LogArea, fd: OwnedFd): Promise<void> {
+    const file = statFd(fd.fd);
+    if (size === 0 || file.size < offset || file.size - offset < size) {
+      throw new Refused(`dirty log of ${size} bytes at ${offset} of a file of ${file.size} bytes`);
+    }
+    const { end } = this.#memory;
+    if (coveredBytes(size) < end) {
+      throw new Refused(`dirty log of ${size} bytes: guest memory ends at 0x${end.toString(16)}, beyond it`);
+    }
+    const lead = offset % PAGE_BYTES;
+    const next = new SharedMapping(fd.fd, offset - lead, lead + size);
+    const last = this.#log;
+    this.#log = next;
+    this.#logLead = lead;
+    await this.applyLog();
+    last?.retire();
+  }
+
+  #logLead = 0;
+
+  /** VHOST_F_LOG_ALL was turned on or off, or there is another log. */
+  async applyLog(): Promise<void> {
+    const extent = this.#context.isLogging ? this.#log?.share() : undefined;
+    const bitmap =
+      extent === undefined
+        ? undefined
+        : { ...extent, address: extent.address + this.#logLead, length: extent.length - this.#logLead };
+    await this.#context.servers.all(async (server) => {
+      await server.displaceAll();
+      await server.setLog(bitmap);
+      await server.placeAll();
+    });
+  }
+
+  /** Ends all mappings. Nobody uses them any more. */
+  close(): void {
+    this.#memory.clear();
+    this.#inflight?.close();
+    this.#inflight = undefined;
+    this.#log?.retire();
+    this.#log = undefined;
+  }
+}
