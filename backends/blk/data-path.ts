@@ -77,7 +77,8 @@ export class BlkDataPath implements DataPath<SharedArrayBuffer> {
     this.#free.push(...requests);
     this.#engine = this.#createEngine(options, requests);
     this.#executor = new Executor(this.#engine, disk, log);
-    log.info({ engine: this.#engine.name }, `requests of ${disk.path} are done by ${this.#engine.name}`);
+    if (thread === 0)
+      log.info({ engine: this.#engine.name }, `requests of ${disk.path} are done by ${this.#engine.name}`);
   }
 
   #createEngine({ engine, iopoll }: BlkDataPathOptions, requests: readonly BlkRequest[]): Engine {

@@ -15,15 +15,19 @@ import {
 import { hasFeature } from '../../protocol/virtio/reserved-features.ts';
 import type { Attachment, DataPathWorker, Device } from '../core/device.ts';
 import type { Logger } from '../core/logging.ts';
+import { UsageError } from '../core/options.ts';
+import { Refused } from '../core/refused.ts';
 import { type BlkGeometry, blkFeatures, encodeBlkConfig } from './config-space.ts';
 import { BlkDataPath, type BlkDataPathOptions, type BlkWorkerData } from './data-path.ts';
-import { type Disk, diskCapacity } from './disk.ts';
+import { type Disk, diskCapacity, lockDisk } from './disk.ts';
 import { BlkDiskState, BlkDriverState } from './state.ts';
 
 export interface BlkDeviceOptions extends BlkDataPathOptions {
   readonly numQueues: number;
   /** Bytes: 512 or 4096. */
   readonly blockSize: number;
+  /** The disk is not locked yet. */
+  readonly incoming: boolean;
 }
 
 export class BlkDevice implements Device<SharedArrayBuffer> {
@@ -39,12 +43,14 @@ export class BlkDevice implements Device<SharedArrayBuffer> {
   readonly #options: BlkDeviceOptions;
   readonly #state = new BlkDiskState();
   readonly #log: Logger;
+  #locked: boolean;
 
   /** Takes over the disk. */
   constructor(disk: Disk, options: BlkDeviceOptions, log: Logger) {
     this.#disk = disk;
     this.#options = options;
     this.#log = log;
+    this.#locked = !options.incoming;
     this.maxQueues = options.numQueues;
     this.geometry = {
       readOnly: disk.files.readOnly,
@@ -75,6 +81,26 @@ export class BlkDevice implements Device<SharedArrayBuffer> {
     return new BlkAttachment(this);
   }
 
+  async claim(): Promise<void> {
+    if (this.#locked) return;
+    const { main, files } = this.#disk;
+    try {
+      await lockDisk(main, files.readOnly, files.path);
+    } catch (error) {
+      if (!(error instanceof UsageError)) throw error;
+      throw new Refused(error.message);
+    }
+    this.#locked = true;
+    this.#log.info(`${files.path}: locked, a guest has arrived`);
+  }
+
+  handOver(): void {
+    if (!this.#locked) return;
+    unlock(this.#disk.main.fd);
+    this.#locked = false;
+    this.#log.info(`${this.#disk.files.path}: unlocked, its guest migrates`);
+  }
+
   /** Looks at the size of the file again, and tells front ends when it changed. @throws SysError */
   reload(): void {
     const capacity = diskCapacity(this.#disk);
@@ -90,7 +116,7 @@ export class BlkDevice implements Device<SharedArrayBuffer> {
   }
 
   close(): void {
-    unlock(this.#disk.main.fd);
+    if (this.#locked) unlock(this.#disk.main.fd);
     this.#disk.main.close();
     this.#disk.buffered.close();
   }

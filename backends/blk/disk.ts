@@ -27,6 +27,8 @@ export interface DiskOptions {
   readonly path: string;
   readonly readOnly: boolean;
   readonly direct: boolean;
+  /** Another daemon has the disk locked, and gives it up before a guest comes: it is locked then. */
+  readonly incoming: boolean;
 }
 
 /** A disk as those see it who read and write it, on any thread. */
@@ -111,7 +113,7 @@ export async function openDisk(options: DiskOptions, log: Logger): Promise<Disk>
       `${path} has ${size} bytes: the last ${size % VIRTIO_BLK_SECTOR_BYTES} are not part of a sector and unused`,
     );
   }
-  await lock(main, readOnly, path);
+  if (!options.incoming) await lockDisk(main, readOnly, path);
   const sizes = isBlockDevice ? blockDeviceSizes(main.fd) : { logical: VIRTIO_BLK_SECTOR_BYTES, physical: 4096 };
   // By descriptor, not by name: the file may have been renamed while we waited for the lock.
   const buffered = direct ? open(`/proc/self/fd/${main.fd}`, readOnly, false) : main;
@@ -128,7 +130,8 @@ export async function openDisk(options: DiskOptions, log: Logger): Promise<Disk>
   return { files, main, buffered, logicalBlock: sizes.logical, physicalBlock: sizes.physical };
 }
 
-async function lock(fd: OwnedFd, readOnly: boolean, path: string): Promise<void> {
+/** Waits for the lock of the disk. @throws UsageError - another process keeps it */
+export async function lockDisk(fd: OwnedFd, readOnly: boolean, path: string): Promise<void> {
   const deadline = performance.now() + LOCK_PATIENCE_MS;
   while (!tryLock(fd.fd, !readOnly)) {
     if (performance.now() > deadline) {

@@ -10,8 +10,8 @@ import { openDisk } from './disk.ts';
 import { type BlkOptions, parseBlkOptions } from './options.ts';
 
 async function open(options: BlkOptions, log: Logger): Promise<readonly Service[]> {
-  const { blkFile: path, readOnly, direct } = options;
-  const disk = await openDisk({ path, readOnly, direct }, log);
+  const { blkFile: path, readOnly, direct, incoming } = options;
+  const disk = await openDisk({ path, readOnly, direct, incoming }, log);
   if (options.blkSize !== 0 && options.blkSize < disk.logicalBlock) {
     throw new UsageError(`--blk-size=${options.blkSize}: the blocks of ${path} have ${disk.logicalBlock} bytes`);
   }

@@ -3,7 +3,14 @@
 import { basename } from 'node:path';
 import { Option } from 'commander';
 import { VIRTIO_BLK_ID_BYTES } from '../../protocol/virtio/blk.ts';
-import { type CoreOptions, checkCoreOptions, createCommand, UsageError, wholeNumber } from '../core/options.ts';
+import {
+  type CoreOptions,
+  checkCoreOptions,
+  createCommand,
+  threadsOption,
+  UsageError,
+  wholeNumber,
+} from '../core/options.ts';
 import { ENGINES } from './data-path.ts';
 import { MAX_QUEUES } from './limits.ts';
 
@@ -15,6 +22,7 @@ export interface BlkOptions extends CoreOptions {
   readonly blkSize: number;
   readonly direct: boolean;
   readonly iopoll: boolean;
+  readonly incoming: boolean;
   readonly engine: (typeof ENGINES)[number];
 }
 
@@ -57,6 +65,12 @@ export function parseBlkOptions(argv: readonly string[], version: string): BlkOp
     )
     .option('--direct', 'bypass the page cache (O_DIRECT)', false)
     .option('--iopoll', 'busy-poll the disk for completions; needs --direct and a device with poll queues', false)
+    .addOption(threadsOption())
+    .option(
+      '--incoming',
+      'a guest will migrate here: take the disk when it arrives, from the daemon that has it',
+      false,
+    )
     .addOption(
       new Option('--engine <name>', 'auto is io_uring where it is to be had, threads otherwise; null does no I/O')
         .choices(ENGINES)

@@ -38,8 +38,8 @@ export interface Device<Shared = unknown> {
   /** A front end is about to run rings, and nobody did. @throws Refused - another process has what it needs */
   claim?(): Promise<void>;
 
-  /** Nobody runs rings any more. */
-  yield?(): void;
+  /** The front end stopped its rings while it logged what we write: its guest goes on with another daemon. */
+  handOver?(): void;
 
   /** SIGHUP: looks at its surroundings again. @throws SysError */
   reload(): void;

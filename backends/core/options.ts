@@ -4,6 +4,9 @@ import { Command, CommanderError, InvalidArgumentError, Option } from 'commander
 import { LOG_FORMATS, LOG_LEVELS, type LoggingOptions } from './logging.ts';
 import type { PumpOptions } from './pump.ts';
 
+/** More threads than any host has use for; each costs 8 MB. */
+const MAX_THREADS = 64;
+
 /** The user asked for something that cannot be: one line on stderr, exit status 2. */
 export class UsageError extends Error {
   override readonly name = 'UsageError';
@@ -30,6 +33,13 @@ export function wholeNumber(min: number, max: number): (text: string) => number 
     }
     return value;
   };
+}
+
+/** The option of daemons whose rings can be served by several threads. */
+export function threadsOption(): Option {
+  return new Option('--threads <count>', 'threads that virtqueues are spread over')
+    .argParser(wholeNumber(1, MAX_THREADS))
+    .default(1);
 }
 
 /** A command with the options of every daemon. Commander throws instead of exiting. */

@@ -12,6 +12,7 @@ import { PackedQueue } from '../../protocol/virtqueue/packed-queue.ts';
 import { SplitQueue } from '../../protocol/virtqueue/split-queue.ts';
 import { type RingAddresses, RingError, type Virtqueue } from '../../protocol/virtqueue/virtqueue.ts';
 import { createInflightTracker, type InflightTracker } from './inflight.ts';
+import { IovaUse } from './iova-use.ts';
 import { ringWrites } from './ring-writes.ts';
 import type { VringHost } from './vring.ts';
 import { WriteLog } from './write-log.ts';
@@ -45,7 +46,8 @@ export class PlacedRing {
   readonly #inflight: InflightTracker | undefined;
   readonly #inOrder: InOrder | undefined;
   readonly #writeLog: WriteLog | undefined;
-  /** Any of the three above. */
+  readonly #iovaUse: IovaUse | undefined;
+  /** Any of the four above. */
   readonly #tracks: boolean;
   #resubmit: readonly number[] = [];
   #resubmitted = 0;
@@ -78,7 +80,9 @@ export class PlacedRing {
     this.#queue.seek(settings.base);
     this.#resubmit = this.#inflight?.recover(this.#queue) ?? [];
     this.resubmits = this.#resubmit.length;
-    this.#tracks = this.#inflight !== undefined || this.#inOrder !== undefined || this.#writeLog !== undefined;
+    this.#iovaUse = iotlb === undefined ? undefined : new IovaUse(size, addresses, packed);
+    const tracked = [this.#inflight, this.#inOrder, this.#writeLog, this.#iovaUse];
+    this.#tracks = tracked.some((tracker) => tracker !== undefined);
   }
 
   /** Whether heads of an earlier life wait to be taken. */
@@ -126,6 +130,7 @@ export class PlacedRing {
       this.#inflight?.fetch(chain);
       this.#inOrder?.take(chain.head);
       this.#writeLog?.take(chain);
+      this.#iovaUse?.take(chain);
     }
     return CHAIN_TAKEN;
   }
@@ -141,12 +146,14 @@ export class PlacedRing {
     this.#resubmitted += 1;
     this.#inOrder?.take(token);
     this.#writeLog?.take(chain);
+    this.#iovaUse?.take(chain);
     return CHAIN_TAKEN;
   }
 
   /** Gives the head that was taken last back to the ring. Only for heads after which none was pushed. */
   unpop(token: number): void {
     this.#inOrder?.untake(token);
+    this.#iovaUse?.end(token);
     // Heads of an earlier life are taken before any of the ring, so they are given back after those.
     if (this.#resubmitted > 0 && this.#resubmit[this.#resubmitted - 1] === token) {
       this.#queue.release(token);
@@ -160,6 +167,7 @@ export class PlacedRing {
   /** Stages the end of a request; with IN_ORDER, when those before it have ended. `logged` bytes may have been written. */
   push(token: number, length: number, logged: number): void {
     this.#writeLog?.finish(token, logged);
+    this.#iovaUse?.end(token);
     const inOrder = this.#inOrder;
     if (inOrder === undefined) {
       this.#stage(token, length);
@@ -186,6 +194,11 @@ export class PlacedRing {
     if (this.#resubmitted === 0 || this.#resubmitted < this.#resubmit.length || queue.inFlight > 0) return;
     this.#resubmit = [];
     this.#resubmitted = 0;
+  }
+
+  /** Whether the ring or a chain in flight uses an I/O virtual address in [start, end). */
+  usesIova(start: number, end: number): boolean {
+    return this.#iovaUse?.overlaps(start, end) === true;
   }
 
   needsNotification(): boolean {

@@ -11,11 +11,10 @@ const PATIENCE_MS = 1000;
 /** How long it waits for one whose connection is closed and whose requests are being finished. */
 const LEAVING_PATIENCE_MS = 30_000;
 
-/** What is claimed for whoever runs rings: a device that others may want too. */
+/** What is claimed for whoever runs rings: a device that other processes may want too. */
 export interface Claimed {
-  /** @throws Refused, UsageError - it is not to be had */
+  /** @throws Refused - it is not to be had */
   claim?(): Promise<void>;
-  yield?(): void;
 }
 
 export class RingLease {
@@ -73,7 +72,6 @@ export class RingLease {
 
   release(who: object): void {
     if (this.#holder !== who) return;
-    this.#claimed.yield?.();
     this.#holder = undefined;
     this.#leaving = false;
     this.#wakeAll();

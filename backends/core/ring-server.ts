@@ -78,7 +78,7 @@ export interface RingServer {
   placeAll(): Promise<void>;
   /** From now on writes to guest memory are noted there, or not. Rings were displaced before. */
   setLog(log: SharedExtent | undefined): Promise<void>;
-  /** Rings that the change can concern were displaced before an invalidation. */
+  /** After an invalidation, nothing of it is accessed any more. */
   translate(change: Translation): Promise<void>;
   /** @throws RingError, MemoryError, Refused - the ring cannot be used as described; the descriptor is closed */
   start(index: number, ring: RingDescription, kick: number | undefined, polled: boolean): Promise<void>;
@@ -201,7 +201,7 @@ export class LocalRingServer implements RingServer, VringHost {
   async translate(change: Translation): Promise<void> {
     const { iotlb } = this;
     if (iotlb === undefined) return;
-    if (change.kind === 'invalidate') iotlb.invalidate(change.iova, change.size);
+    if (change.kind === 'invalidate') await this.#invalidate(iotlb, change.iova, change.size);
     else if (change.kind === 'update') {
       iotlb.update(change.iova, change.size, change.userAddress, change.permission);
       this.#noteAnswer(iotlb, Number(change.iova), Number(change.iova + change.size));
@@ -211,6 +211,14 @@ export class LocalRingServer implements RingServer, VringHost {
     }
     for (const vring of this.#vrings) vring.translationsChanged();
     await this.placeAll();
+  }
+
+  /** Rings that use the range let go of it first: their requests in flight end. */
+  async #invalidate(iotlb: Iotlb, iova: bigint, size: bigint): Promise<void> {
+    // Size 0 stands for 2^64.
+    const end = size === 0n ? Number.POSITIVE_INFINITY : Number(iova + size);
+    for (const vring of this.#vrings) if (vring.usesIova(Number(iova), end)) await vring.displace();
+    iotlb.invalidate(iova, size);
   }
 
   /** The front end said what it has for a range: what was asked for and is not there is not to be had. */

@@ -7,7 +7,8 @@
 import type { GuestMemory } from '../../protocol/memory/guest-memory.ts';
 import { IOTLB_HIT, type Iotlb } from '../../protocol/memory/iotlb.ts';
 import { packedRingBytes, VIRTQ_EVENT_SUPPRESS_BYTES } from '../../protocol/virtio/packed-ring.ts';
-import { usedRingBytes } from '../../protocol/virtio/split-ring.ts';
+import { availRingBytes, descriptorTableBytes, usedRingBytes } from '../../protocol/virtio/split-ring.ts';
+import type { RingAddresses } from '../../protocol/virtqueue/virtqueue.ts';
 import type { RingSettings } from './placed-ring.ts';
 import type { GuestRange } from './write-log.ts';
 
@@ -20,6 +21,14 @@ function translate(iotlb: Iotlb, address: number, length: number): GuestRange[] 
     done += part;
   }
   return ranges;
+}
+
+/** Address and length in bytes of each area of a ring, one after the other. */
+export function ringAreas(size: number, { descriptor, available, used }: RingAddresses, packed: boolean): number[] {
+  if (packed) {
+    return [descriptor, packedRingBytes(size), available, VIRTQ_EVENT_SUPPRESS_BYTES, used, VIRTQ_EVENT_SUPPRESS_BYTES];
+  }
+  return [descriptor, descriptorTableBytes(size), available, availRingBytes(size), used, usedRingBytes(size)];
 }
 
 /** The ranges of a ring that was found; none when the front end does not want to know. */

@@ -154,10 +154,7 @@ export class SessionMemory {
     if (type === IOTLB_UPDATE) {
       await servers.all((server) => server.translate({ kind: 'update', iova, size, userAddress, permission }));
     } else if (type === IOTLB_INVALIDATE) {
-      await servers.all(async (server) => {
-        await server.displaceAll();
-        await server.translate({ kind: 'invalidate', iova, size });
-      });
+      await servers.all((server) => server.translate({ kind: 'invalidate', iova, size }));
     } else throw new Refused(`IOTLB message of type ${type}: 2 (update) and 3 (invalidate) are possible`);
     return 0n;
   }

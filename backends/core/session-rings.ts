@@ -25,6 +25,10 @@ export interface RingContext {
   readonly lease: RingLease;
   readonly servers: RingServers;
   readonly isPacked: boolean;
+  /** Writes are logged: the guest is being migrated. */
+  readonly isLogging: boolean;
+  /** It goes on elsewhere. */
+  handOver(): void;
   /** Notifications are messages. */
   readonly isInBand: boolean;
   /** The ring's part of the in-flight region; undefined when there is none. */
@@ -76,7 +80,10 @@ export class SessionRings {
     });
     d.on(FRONTEND.GET_VRING_BASE, async ({ index }) => {
       const num = await this.#stop(index);
-      if (!this.anyStarted) this.#context.lease.release(this);
+      if (!this.anyStarted) {
+        if (this.#context.isLogging) this.#context.handOver();
+        this.#context.lease.release(this);
+      }
       return { index, num };
     });
     d.on(FRONTEND.SET_VRING_KICK, ({ index, noFd }, fds) => this.#kick(index, noFd, fds));

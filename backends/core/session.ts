@@ -72,6 +72,7 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
   readonly #rings: SessionRings;
   readonly #memory: SessionMemory;
   readonly #device: SessionDevice;
+  readonly #handOver: () => void;
   #features = 0n;
   #protocolFeatures = 0n;
   #channel: BackendChannel | undefined;
@@ -84,6 +85,7 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
     this.log = log;
     this.lease = context.lease;
     this.offered = offeredProtocolFeatures(device);
+    this.#handOver = () => device.handOver?.();
     this.attachment = device.attach();
     this.servers = context.openServers(this.attachment, this, log);
     this.#rings = new SessionRings(this, device.maxQueues);
@@ -121,6 +123,10 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
 
   resetRings(): Promise<void> {
     return this.#rings.reset();
+  }
+
+  handOver(): void {
+    this.#handOver();
   }
 
   saveState(): void {

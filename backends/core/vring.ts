@@ -248,6 +248,11 @@ export class Vring {
     this.chain = EMPTY_CHAIN;
   }
 
+  /** Whether the ring or a chain in flight uses an I/O virtual address in [start, end). */
+  usesIova(start: number, end: number): boolean {
+    return this.#ring?.usesIova(start, end) === true;
+  }
+
   /** The front end answered: what waits for a translation is looked at again. */
   translationsChanged(): void {
     this.#untranslated = false;

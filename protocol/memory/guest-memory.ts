@@ -108,6 +108,10 @@ export class MemoryRegion {
   }
 }
 
+function borrow({ description, extent, offset, hugePages }: SharedRegion): MemoryRegion {
+  return new MemoryRegion(description, new BorrowedMapping(extent), offset, hugePages);
+}
+
 export class GuestMemory {
   /** What the last successful `locate` found: the view, and the byte offset in it. */
   view: DataView = new DataView(new ArrayBuffer(0));
@@ -162,14 +166,9 @@ export class GuestMemory {
     this.#set(
       regions.map((shared) => {
         const same = old.find((region) => region.is(shared));
-        if (same !== undefined) kept.add(same);
-        if (same !== undefined) return same;
-        return new MemoryRegion(
-          shared.description,
-          new BorrowedMapping(shared.extent),
-          shared.offset,
-          shared.hugePages,
-        );
+        const region = same ?? borrow(shared);
+        kept.add(region);
+        return region;
       }),
     );
     for (const region of old) if (!kept.has(region)) region.mapping.retire();

@@ -35,6 +35,16 @@ interface Piece {
   length: number;
 }
 
+/**
+ * Reads every page of a piece where its region is mapped: a page that has yet to come (postcopy) is waited for there only,
+ * and would become zero for everybody if it was touched in another mapping first.
+ */
+function touch({ region, guest, length }: Piece): void {
+  const bytes = new Uint8Array(region.view(guest, length));
+  // An atomic load, because one that nobody uses could be left out otherwise.
+  for (let at = 0; at < length; at += PAGE_BYTES - ((guest + at) % PAGE_BYTES)) Atomics.load(bytes, at);
+}
+
 /** The memory of one ring, as long as the guest's memory and translations stay as they are. */
 export class RingPlace {
   readonly #memory: GuestMemory;
@@ -108,6 +118,7 @@ export class RingPlace {
     if (pieces.some(({ region }) => region.hugePages)) {
       throw new MemoryError(`${what} is scattered in guest memory of huge pages, which cannot be mapped in one piece`);
     }
+    for (const piece of pieces) touch(piece);
     const hosts = pieces.map(({ region, guest, length }) => ({ address: guest + region.hostDelta, length }));
     const offset = (hosts[0] as { address: number }).address % PAGE_BYTES;
     let at = offset;

@@ -16,7 +16,7 @@
 import { ENOSYS, EOPNOTSUPP, EPERM, SysError } from './errors.ts';
 import { checked, lastErrno, libc } from './libc.ts';
 import { OwnedFd, openFile } from './owned-fd.ts';
-import { allocatePinned } from './pinned.ts';
+import { allocatePinned, mappedAddress } from './pinned.ts';
 
 const SYS_userfaultfd = 323;
 const O_RDWR = 2;
@@ -29,9 +29,13 @@ const UFFD_API = 0xaa;
 const UFFDIO_API = 0xc018_aa3f;
 const UFFDIO_REGISTER = 0xc020_aa00;
 const UFFDIO_UNREGISTER = 0x8010_aa01;
+const UFFDIO_WAKE = 0x8010_aa02;
 const UFFDIO_REGISTER_MODE_MISSING = 1;
 const UFFD_FEATURE_MISSING_SHMEM = 1 << 5;
 const MADV_DONTNEED = 4;
+const MFD_CLOEXEC = 1;
+const PROT_READ_WRITE = 3;
+const MAP_SHARED_FIXED = 0x11;
 
 const argument = allocatePinned(32);
 
@@ -90,7 +94,10 @@ export class UserFault {
     this.#ioctl(UFFDIO_REGISTER, `UFFDIO_REGISTER of ${length} bytes`);
   }
 
-  /** Ends that, and lets those go on who wait: pages that did not come are zero for them. @throws SysError */
+  /**
+   * Ends that, when every page has come. Somebody who waits still would find zeros: `abandonFaults` is for that.
+   * @throws SysError
+   */
   unregister(address: number, length: number): void {
     argument.setU64(0, address);
     argument.setU64(8, length);
@@ -105,6 +112,24 @@ export class UserFault {
   close(): void {
     this.fd.close();
   }
+}
+
+/**
+ * Lets those go on who wait for pages that will never come, by failure: system calls get EFAULT, JavaScript finds the range
+ * truncated (fault-guard.ts). Going on with zeros would have them written to a disk. For another thread than those that
+ * wait: the range is one that was registered with the userfaultfd `fd`, and is of no more use.
+ * @throws SysError
+ */
+export function abandonFaults(fd: number, address: number, length: number): void {
+  const nothing = new OwnedFd(checked(libc.memfd_create('abandoned', MFD_CLOEXEC), 'memfd_create'));
+  try {
+    mappedAddress(libc.mmap(address, length, PROT_READ_WRITE, MAP_SHARED_FIXED, nothing.fd, 0));
+  } finally {
+    nothing.close();
+  }
+  argument.setU64(0, address);
+  argument.setU64(8, length);
+  checked(libc.ioctl(fd, UFFDIO_WAKE, argument.address), 'ioctl', 'UFFDIO_WAKE');
 }
 
 /** Whether this process may have a userfaultfd for shared memory that serves system calls too. */

@@ -61,6 +61,8 @@ export class DescriptorChain {
   readonly guest: Float64Array;
   /** Length in bytes of each segment. */
   readonly length: Uint32Array;
+  /** I/O virtual address of each segment, where descriptors contain such. */
+  readonly iova: Float64Array;
   /** Slots of a packed ring that the chain takes. */
   slots = 0;
   /** The descriptors in those slots as they were read, four words each: address (low, high), length, id and flags << 16. */
@@ -88,6 +90,7 @@ export class DescriptorChain {
     this.address = new Float64Array(capacity);
     this.guest = new Float64Array(capacity);
     this.length = new Uint32Array(capacity);
+    this.iova = new Float64Array(iotlb === undefined ? 0 : capacity);
     this.copies = new Uint32Array(4 * queueSize);
     this.#tableCopy = new DataView(new ArrayBuffer(this.#indirectLimit * VIRTQ_DESC_BYTES));
     this.#table = this.#tableCopy;
@@ -318,6 +321,7 @@ export class DescriptorChain {
         return true;
       }
       const step = Math.min(length - done, iotlb.length);
+      if (this.segments < this.iova.length) this.iova[this.segments] = iova + done;
       if (!this.#addSegment(region, iotlb.guest, step, writable)) return false;
       last = iotlb.guest + step - 1;
       done += step;

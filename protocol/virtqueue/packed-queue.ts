@@ -43,6 +43,9 @@ const USED_BIT = VIRTQ_DESC_F_USED << FLAGS;
 const NEXT = VIRTQ_DESC_F_NEXT << FLAGS;
 const WRITE = VIRTQ_DESC_F_WRITE << FLAGS;
 
+/** Slots that are looked at together. */
+const LOOK_AHEAD = 32;
+
 /** Whether a packed queue can have this size. */
 export function isPackedQueueSize(size: number): boolean {
   return size > 0 && size <= VIRTQ_PACKED_MAX_SIZE;
@@ -63,6 +66,8 @@ export class PackedQueue implements Virtqueue {
   /** Position of the next used descriptor to write, and the PHASE bits that make it used. */
   #used = 0;
   #usedPhase = PHASE;
+  /** Slots from there on that were seen to be available, before the acquiring load that went with it. */
+  #seen = 0;
   /** Slots that are the device's: of chains in flight and of used descriptors that are staged. */
   #held = 0;
   /** Slots behind used descriptors that are staged, and the last word of the first of them. */
@@ -74,9 +79,8 @@ export class PackedQueue implements Virtqueue {
   /** Of the chain that was taken last. */
   #lastSlots = 1;
   #kicksDisabled = false;
-  /** By token: buffer ID and slots. */
-  readonly #ids: Uint16Array;
-  readonly #slots: Uint16Array;
+  /** By token: buffer ID in the low half, slots in the high half. */
+  readonly #chains: Int32Array;
   readonly #freeTokens: Uint16Array;
   #freeCount: number;
 
@@ -95,8 +99,7 @@ export class PackedQueue implements Virtqueue {
     );
     this.#driverEvent = event(addresses.available, 'driver event suppression', false);
     this.#deviceEvent = event(addresses.used, 'device event suppression', true);
-    this.#ids = new Uint16Array(size);
-    this.#slots = new Uint16Array(size);
+    this.#chains = new Int32Array(size);
     this.#freeTokens = new Uint16Array(size);
     for (let i = 0; i < size; i += 1) this.#freeTokens[i] = size - 1 - i;
     this.#freeCount = size;
@@ -129,6 +132,7 @@ export class PackedQueue implements Virtqueue {
     const { size } = this;
     if ((low & ~WRAP) >= size)
       throw new RingError(`base 0x${base.toString(16)} is beyond a ring of ${size} descriptors`);
+    this.#seen = 0;
     this.#avail = low & ~WRAP;
     this.#availPhase = (low & WRAP) !== 0 ? AVAILABLE : USED_BIT;
   }
@@ -149,12 +153,15 @@ export class PackedQueue implements Virtqueue {
   }
 
   pop(chain: DescriptorChain): number {
+    if (this.#seen === 0 && !this.#look()) return 0;
     const ring = this.#ring;
     let at = this.#avail;
     let phase = this.#availPhase;
-    // Acquire: the chain was written before the flags of its first descriptor.
-    let word = Atomics.load(ring, 4 * at + 3);
-    if ((word & PHASE) !== phase) return 0;
+    let word = ring[4 * at + 3] as number;
+    if ((word & PHASE) !== phase) {
+      this.#seen = 0;
+      return 0;
+    }
     const { copies } = chain;
     const room = 4 * (this.size - this.#held);
     let to = 0;
@@ -179,17 +186,32 @@ export class PackedQueue implements Virtqueue {
     this.#avail = at;
     this.#availPhase = phase;
     this.#lastSlots = slots;
+    this.#seen = slots < this.#seen ? this.#seen - slots : 0;
     const token = this.#newToken(word & 0xffff, slots);
     this.inFlight += 1;
     chain.walkCopies(token, slots, this.#indirect);
     return 1;
   }
 
+  /** Whether the next descriptor is available; how many behind it are, too, is in #seen: atomic loads are dear. */
+  #look(): boolean {
+    const ring = this.#ring;
+    const first = this.#avail;
+    const phase = this.#availPhase;
+    if ((Atomics.load(ring, 4 * first + 3) & PHASE) !== phase) return false;
+    const end = Math.min(this.size, first + LOOK_AHEAD);
+    let at = first + 1;
+    while (at < end && ((ring[4 * at + 3] as number) & PHASE) === phase) at += 1;
+    // Acquire, for those that were looked at after the first.
+    if (at > first + 1) Atomics.load(ring, 4 * first + 3);
+    this.#seen = at - first;
+    return true;
+  }
+
   #newToken(id: number, slots: number): number {
     this.#freeCount -= 1;
     const token = this.#freeTokens[this.#freeCount] as number;
-    this.#ids[token] = id;
-    this.#slots[token] = slots;
+    this.#chains[token] = id | (slots << 16);
     this.#held += slots;
     return token;
   }
@@ -206,12 +228,13 @@ export class PackedQueue implements Virtqueue {
 
   /** Gives the chain before the available position back to the ring: of those that `recall` named, the last one. */
   giveBack(token: number): void {
-    const slots = this.#slots[token] as number;
+    const slots = (this.#chains[token] as number) >>> 16;
     this.#avail -= slots;
     if (this.#avail < 0) {
       this.#avail += this.size;
       this.#availPhase ^= PHASE;
     }
+    this.#seen = 0;
     this.#held -= slots;
     this.#freeToken(token);
   }
@@ -248,7 +271,7 @@ export class PackedQueue implements Virtqueue {
   /** Takes a chain that `recall` named; its descriptors are in `chain.copies`. */
   retake(token: number, chain: DescriptorChain): void {
     this.inFlight += 1;
-    chain.walkCopies(token, this.#slots[token] as number, this.#indirect);
+    chain.walkCopies(token, (this.#chains[token] as number) >>> 16, this.#indirect);
   }
 
   /**
@@ -283,9 +306,10 @@ export class PackedQueue implements Virtqueue {
   }
 
   push(token: number, length: number): void {
-    const slots = this.#slots[token] as number;
+    const chain = this.#chains[token] as number;
+    const slots = chain >>> 16;
     const at = 4 * this.#used;
-    const word = this.#usedPhase | (length > 0 ? WRITE : 0) | (this.#ids[token] as number);
+    const word = this.#usedPhase | (length > 0 ? WRITE : 0) | (chain & 0xffff);
     this.#ring[at + 2] = length;
     if (this.#staged === 0) {
       this.#firstAt = at + 3;

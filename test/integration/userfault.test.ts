@@ -42,8 +42,9 @@ const { fd, uffd, base, length, served, state, how } = require('node:worker_thre
     const address = Number(message.data.getBigUint64(16, true) & ~4095n);
     const at = address - base;
     counts[at / 4096] += 1;
-    if (how === 'close') {
-      libc.close(uffd);
+    if (how === 'abandon') {
+      const { abandonFaults } = await import('${modules}/sys/userfault.js');
+      abandonFaults(uffd, base, length);
       return;
     }
     page.bytes.fill(at / 4096 + 1, offset, offset + 4096);
@@ -65,10 +66,13 @@ const { fd, uffd, base, length, served, state, how } = require('node:worker_thre
 const prologue = (how: string): string => `
 import { Worker } from 'node:worker_threads';
 import { deepStrictEqual } from 'node:assert';
+import { openSync, readSync } from 'node:fs';
 import { libc } from '${modules}/sys/libc.js';
 import { OwnedFd } from '${modules}/sys/owned-fd.js';
 import { UserFault } from '${modules}/sys/userfault.js';
 import { GuestMemory } from '${modules}/memory/guest-memory.js';
+import { Iotlb } from '${modules}/memory/iotlb.js';
+import { RingPlace } from '${modules}/memory/ring-view.js';
 import { IoUring, IORING_OP_READ, IORING_OP_WRITE } from '${modules}/sys/io-uring.js';
 const PAGE = 4096;
 const length = 16 * PAGE;
@@ -138,7 +142,6 @@ describe.runIf(possible)('memory registered with a userfaultfd', () => {
       }
       ring.close();
       const view = Buffer.alloc(3 * PAGE);
-      const { readSync } = await import('node:fs');
       readSync(file, view, 0, 3 * PAGE, 0);
       deepStrictEqual([read, added], [2, 0x03030303]);
       deepStrictEqual(written, [PAGE, PAGE]);
@@ -152,12 +155,16 @@ describe.runIf(possible)('memory registered with a userfaultfd', () => {
     );
   });
 
-  it('is zero where no page came, when the last descriptor of the userfaultfd is closed', async () => {
+  it.each([
+    ['JavaScript', 'bytesOf(9)[0]', '0'],
+    ['a system call', 'libc.pwrite(memfd(), host(9), PAGE, 0)', '-1'],
+    ['a system call that fills it', 'libc.read(openSync("/dev/zero"), host(9), PAGE)', '-1'],
+  ])('is not there for %s that waits when the front end is given up', async (_, wait, result) => {
     await succeeds(
-      'close',
+      'abandon',
       `
-      userFault.close();
-      deepStrictEqual([bytesOf(9)[0], bytesOf(10)[0], bytesOf(15)[0]], [0, 0, 77]);
+      deepStrictEqual(${wait}, ${result});
+      deepStrictEqual([bytesOf(9)[0], memory.faulted], [0, true]);
       deepStrictEqual((await end())[9], 1);
     `,
     );
@@ -171,6 +178,22 @@ describe.runIf(possible)('memory registered with a userfaultfd', () => {
       userFault.close();
       deepStrictEqual([bytesOf(1)[0], bytesOf(15)[0]], [0, 77]);
       deepStrictEqual(await end(), Array(16).fill(0));
+    `,
+    );
+  });
+
+  it('is waited for before scattered pages of it are mapped a second time', async () => {
+    await succeeds(
+      'copy',
+      `
+      const iotlb = new Iotlb(memory);
+      iotlb.update(0n, 4096n, 4n * 4096n, 3);
+      iotlb.update(4096n, 4096n, 2n * 4096n, 3);
+      const place = new RingPlace(memory, iotlb);
+      const ring = new Uint8Array(place.view(0, 2 * PAGE, 16, 'ring'));
+      deepStrictEqual([ring[0], ring[PAGE]], [5, 3]);
+      place.retire();
+      deepStrictEqual((await end()).slice(0, 6), [0, 0, 1, 0, 1, 0]);
     `,
     );
   });

@@ -71,7 +71,7 @@ export class PackedVirtqueueDriver implements VirtqueueDriver {
   readonly #deviceEvent: number;
 
   /** Address low, address high, length, flags without those of the turn; for each element. */
-  readonly #elements: Uint32Array;
+  readonly #elements: Int32Array;
   readonly #next: Uint16Array;
   readonly #tail: Uint16Array;
   /** Descriptors of the ring that the buffer of this ID holds; 0: not in flight. */
@@ -124,7 +124,7 @@ export class PackedVirtqueueDriver implements VirtqueueDriver {
     this.#driverEvent = this.driverArea / 4;
     this.#deviceEvent = this.deviceArea / 4;
 
-    this.#elements = new Uint32Array(size * WORDS_PER_DESCRIPTOR);
+    this.#elements = new Int32Array(size * WORDS_PER_DESCRIPTOR);
     this.#next = Uint16Array.from({ length: size }, (_, i) => (i + 1) % size);
     this.#tail = new Uint16Array(size);
     this.#held = new Uint16Array(size);
@@ -285,27 +285,29 @@ export class PackedVirtqueueDriver implements VirtqueueDriver {
     const words = this.#words;
     const elements = this.#elements;
     const count = this.#held[id]!;
-    const first = this.#available;
-    let position = first;
+    const end = this.#descWord + this.size * WORDS_PER_DESCRIPTOR;
+    let isFirst = this.#stagedCount === 0;
+    if (isFirst) this.#stagedFrom = this.#available;
+    let at = this.#wordOf(this.#available);
+    let turn = this.#available < this.size ? VIRTQ_DESC_F_AVAIL : VIRTQ_DESC_F_USED;
     let element = id;
     for (let left = count; left > 0; left--) {
       const from = element * WORDS_PER_DESCRIPTOR;
-      const at = this.#wordOf(position);
       words[at] = elements[from]!;
       words[at + 1] = elements[from + 1]!;
       words[at + 2] = elements[from + 2]!;
-      const turn = position < this.size ? VIRTQ_DESC_F_AVAIL : VIRTQ_DESC_F_USED;
       const last = id | ((elements[from + 3]! | turn) << 16);
-      if (position === first && this.#stagedCount === 0) {
-        this.#stagedFrom = first;
-        this.#stagedWord = last;
-      } else {
-        words[at + 3] = last;
+      if (isFirst) this.#stagedWord = last;
+      else words[at + 3] = last;
+      isFirst = false;
+      at += WORDS_PER_DESCRIPTOR;
+      if (at === end) {
+        at = this.#descWord;
+        turn ^= TURN_FLAGS;
       }
-      position = this.#advance(position, 1);
       element = this.#next[element]!;
     }
-    this.#available = position;
+    this.#available = this.#advance(this.#available, count);
     this.#stagedCount += count;
   }
 

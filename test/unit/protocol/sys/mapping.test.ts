@@ -3,13 +3,21 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { afterEach, describe, expect, it } from 'vitest';
 import { faultGuardAvailable } from '../../../../protocol/sys/fault-guard.ts';
-import { countMappings, MAX_VIEW_BYTES, SharedMapping } from '../../../../protocol/sys/mapping.ts';
+import { libc } from '../../../../protocol/sys/libc.ts';
+import {
+  BorrowedMapping,
+  countMappings,
+  MAX_VIEW_BYTES,
+  type Mapping,
+  SharedMapping,
+  StitchedMapping,
+} from '../../../../protocol/sys/mapping.ts';
 import type { OwnedFd } from '../../../../protocol/sys/owned-fd.ts';
 import { createMemfd, openPath, truncate } from '../../../support/frontend/descriptors.ts';
 import { eventually } from '../../../support/frontend/process-probe.ts';
 
 const PAGE = 4096;
-const mappings: SharedMapping[] = [];
+const mappings: Mapping[] = [];
 const files: OwnedFd[] = [];
 
 const file = (length: number): OwnedFd => {
@@ -233,5 +241,74 @@ describe('when every guarded slot is taken', () => {
     for (const mapping of mappings.splice(0)) mapping.retire();
     expect(mappedFiles()).toBe(before);
     expect(() => map(fd, 0, PAGE)).not.toThrow();
+  });
+});
+
+describe('pages that are stitched together', () => {
+  const stitch = (...pieces: { address: number; length: number }[]): StitchedMapping => {
+    const stitched = new StitchedMapping(pieces);
+    mappings.push(stitched);
+    return stitched;
+  };
+
+  it('are the same memory at other addresses, in the order of the pieces', () => {
+    const [a, b] = [map(file(4 * PAGE), 0, 4 * PAGE), map(file(PAGE), 0, PAGE)];
+    const bytes = new Uint8Array(a.view(0, 4 * PAGE)).map((_, i) => Math.floor(i / PAGE) + 1);
+    new Uint8Array(a.view(0, 4 * PAGE)).set(bytes);
+    new Uint8Array(b.view(0, PAGE)).fill(9);
+
+    const stitched = stitch(
+      { address: a.address + 2 * PAGE, length: 2 * PAGE },
+      { address: b.address, length: PAGE },
+      { address: a.address, length: PAGE },
+    );
+    const view = new Uint8Array(stitched.view(0, 4 * PAGE));
+
+    expect([0, 1, 2, 3].map((page) => view[page * PAGE])).toEqual([3, 4, 9, 1]);
+    view[3 * PAGE + 1] = 55;
+    expect(new Uint8Array(a.view(0, PAGE))[1]).toBe(55);
+    expect(stitched.length).toBe(4 * PAGE);
+  });
+
+  it('cannot be private memory, and leave nothing behind then', () => {
+    const before = countMappings();
+    const shared = map(file(PAGE), 0, PAGE);
+    const lines = mappedFiles();
+    const anonymous = Number(libc.mmap(0, PAGE, 3, 0x22, -1, 0));
+
+    expect(() => stitch({ address: shared.address, length: PAGE }, { address: anonymous, length: PAGE })).toThrow(
+      /mremap 4096 bytes of shared memory: .*EINVAL/,
+    );
+
+    expect([mappedFiles(), countMappings()]).toEqual([lines, before + 1]);
+    libc.munmap(anonymous, PAGE);
+  });
+
+  it('stay when the mapping they are from goes, and go when they are retired', () => {
+    const from = map(file(2 * PAGE), 0, 2 * PAGE);
+    new Uint8Array(from.view(0, 2 * PAGE)).fill(6);
+    const stitched = stitch({ address: from.address + PAGE, length: PAGE }, { address: from.address, length: PAGE });
+    from.retire();
+
+    const view = new Uint8Array(stitched.view(0, 2 * PAGE));
+    expect([view[0], view[PAGE]]).toEqual([6, 6]);
+    stitched.retire();
+
+    expect([mappedFiles(), view[0]]).toEqual([0, 0]);
+  });
+});
+
+describe('a borrowed mapping', () => {
+  it('shows the memory of its owner, within its bounds, until it is let go of', () => {
+    const owner = map(file(2 * PAGE), 0, 2 * PAGE);
+    const borrowed = new BorrowedMapping(structuredClone(owner.share()));
+    new Uint8Array(borrowed.view(PAGE, PAGE))[3] = 8;
+
+    expect([borrowed.address, borrowed.length]).toEqual([owner.address, owner.length]);
+    expect(new Uint8Array(owner.view(0, 2 * PAGE))[PAGE + 3]).toBe(8);
+    expect(() => borrowed.view(PAGE, PAGE + 1)).toThrow(RangeError);
+    borrowed.retire();
+    expect(() => borrowed.view(0, 1)).toThrow(RangeError);
+    expect(new Uint8Array(owner.view(0, 2 * PAGE))[PAGE + 3]).toBe(8);
   });
 });
