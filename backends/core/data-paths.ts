@@ -3,6 +3,7 @@
  * of its own (event loop, io_uring, pump).
  */
 
+import { installFaultGuard } from '../../protocol/sys/fault-guard.ts';
 import type { Attachment, DataPath, Device } from './device.ts';
 import type { Logger } from './logging.ts';
 import { UsageError } from './options.ts';
@@ -78,6 +79,8 @@ export async function openDataPaths(
   const { worker } = device;
   if (worker === undefined)
     throw new UsageError(`--threads=${threads}: the rings of this device are served by one thread`);
+  // The handler belongs to the process, and this thread outlives the others.
+  installFaultGuard();
   const opened = await Promise.allSettled(
     Array.from({ length: threads }, (_, thread) => RingThread.start(worker, thread, options, log)),
   );

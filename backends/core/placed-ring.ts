@@ -36,6 +36,9 @@ export const CHAIN_TAKEN = 1;
 /** The next chain has addresses whose translation is missing: they are in `chain.missing`. */
 export const CHAIN_UNTRANSLATED = 2;
 
+/** How often the front end is asked for pages of one chain; each time for up to 64 of them. */
+const MAX_ROUNDS = 64;
+
 export class PlacedRing {
   /** The chain of the last successful `pop`. */
   readonly chain: DescriptorChain;
@@ -51,6 +54,8 @@ export class PlacedRing {
   readonly #tracks: boolean;
   #resubmit: readonly number[] = [];
   #resubmitted = 0;
+  /** How often the front end was asked for pages of the next chain. */
+  #asked = 0;
   /** Used entries not published yet. */
   #staged = 0;
 
@@ -122,10 +127,11 @@ export class PlacedRing {
     if (!fromRing) return NO_CHAIN;
     const result = this.#queue.pop(chain);
     if (result !== CHAIN_TAKEN) return result;
-    if (chain.fault === FAULT_TRANSLATION_MISSING) {
+    if (chain.fault === FAULT_TRANSLATION_MISSING && this.#mayAsk()) {
       this.#queue.untake(chain.head);
       return CHAIN_UNTRANSLATED;
     }
+    this.#asked = 0;
     if (this.#tracks) {
       this.#inflight?.fetch(chain);
       this.#inOrder?.take(chain.head);
@@ -139,15 +145,22 @@ export class PlacedRing {
     const { chain } = this;
     const token = this.#resubmit[this.#resubmitted] as number;
     (this.#inflight as InflightTracker).retake(token, chain);
-    if (chain.fault === FAULT_TRANSLATION_MISSING) {
+    if (chain.fault === FAULT_TRANSLATION_MISSING && this.#mayAsk()) {
       this.#queue.release(token);
       return CHAIN_UNTRANSLATED;
     }
+    this.#asked = 0;
     this.#resubmitted += 1;
     this.#inOrder?.take(token);
     this.#writeLog?.take(chain);
     this.#iovaUse?.take(chain);
     return CHAIN_TAKEN;
+  }
+
+  /** A chain whose pages drive each other out of the IOTLB would be asked for for ever: it goes back with its fault. */
+  #mayAsk(): boolean {
+    this.#asked += 1;
+    return this.#asked <= MAX_ROUNDS;
   }
 
   /** Gives the head that was taken last back to the ring. Only for heads after which none was pushed. */

@@ -1,6 +1,6 @@
 /**
  * VIRTIO_F_IN_ORDER: chains come back in the order in which they were taken. Those that are done before an older one
- * wait here. Source: VIRTIO 1.3, 2.7.9 and 2.8.9 In-order use of descriptors.
+ * wait here. Source: VIRTIO 1.3, 2.7.9 and 2.8.8 In-order use of descriptors.
  */
 
 export class InOrder {
