@@ -171,6 +171,8 @@ export class BlkDataPath implements DataPath<SharedArrayBuffer> {
    */
   #hold(request: BlkRequest): void {
     request.exclusive = true;
+    // It does not count while it waits: of two such requests each would wait for the other's end.
+    this.#state.end();
     this.#exclusive = request;
     this.#exclusiveStarted = false;
     this.#startExclusive();
@@ -178,7 +180,7 @@ export class BlkDataPath implements DataPath<SharedArrayBuffer> {
 
   #startExclusive(): void {
     if (this.#exclusive === undefined || this.#exclusiveStarted) return;
-    if (!this.#state.tryTake(this.#thread) || this.#state.inFlight > 1) return;
+    if (!this.#state.tryTake(this.#thread) || this.#state.inFlight > 0) return;
     this.#exclusiveStarted = true;
     if (!this.#executor.start(this.#exclusive)) this.#finish(this.#exclusive);
   }
@@ -188,11 +190,10 @@ export class BlkDataPath implements DataPath<SharedArrayBuffer> {
   }
 
   #finish(request: BlkRequest): void {
-    if (this.disk.direct) {
-      this.#state.end();
-      if (request === this.#exclusive) this.#state.shareAgain();
-    }
-    if (request === this.#exclusive) this.#exclusive = undefined;
+    if (request === this.#exclusive) {
+      this.#exclusive = undefined;
+      this.#state.shareAgain();
+    } else if (this.disk.direct) this.#state.end();
     finishBlkRequest(request);
     this.#free.push(request);
     this.#finished += 1;

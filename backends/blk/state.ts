@@ -3,37 +3,36 @@
  * it, data paths read it for each request.
  */
 
-const CAPACITY_LOW = 0;
-const CAPACITY_HIGH = 1;
-const DISK_WORDS = 4;
+// The capacity is a double @0: a store of 8 aligned bytes, which nobody sees half of. Then 32-bit words:
+const DISK_BYTES = 16;
 /** Number of the data path that wants to be alone with the disk, plus 1; 0 when none does. */
 const ALONE = 2;
-/** Requests in flight on all data paths. */
+/** Requests in flight on all data paths, but the one that runs alone. */
 const IN_FLIGHT = 3;
-const TWO_32 = 0x1_0000_0000;
 
 /** The disk, for all front ends. */
 export class BlkDiskState {
   readonly shared: SharedArrayBuffer;
+  readonly #capacity: Float64Array;
   readonly #words: Uint32Array;
 
   /** @param shared that of another thread's; a new one when there is none */
-  constructor(shared = new SharedArrayBuffer(4 * DISK_WORDS)) {
+  constructor(shared = new SharedArrayBuffer(DISK_BYTES)) {
     this.shared = shared;
+    this.#capacity = new Float64Array(shared, 0, 1);
     this.#words = new Uint32Array(shared);
   }
 
-  /** Whole sectors, in bytes. The two words may be of different moments; a driver's request that races is judged by either. */
+  /** Whole sectors, in bytes. A request that races with a change is judged by the old one or the new one. */
   get capacityBytes(): number {
-    return (this.#words[CAPACITY_HIGH] as number) * TWO_32 + (this.#words[CAPACITY_LOW] as number);
+    return this.#capacity[0] as number;
   }
 
   set capacityBytes(bytes: number) {
-    this.#words[CAPACITY_LOW] = bytes % TWO_32;
-    this.#words[CAPACITY_HIGH] = Math.floor(bytes / TWO_32);
+    this.#capacity[0] = bytes;
   }
 
-  /** Requests in flight on all data paths. */
+  /** Requests in flight on all data paths, but the one that runs alone. */
   get inFlight(): number {
     return Atomics.load(this.#words, IN_FLIGHT);
   }

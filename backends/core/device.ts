@@ -142,4 +142,7 @@ export interface Attachment<Shared = unknown> {
 
   /** RESET_DEVICE: back to the state after attach. No request of this attachment is in flight. */
   reset(): void;
+
+  /** The front end is gone, and its rings are stopped. */
+  close?(): void;
 }

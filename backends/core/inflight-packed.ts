@@ -12,8 +12,8 @@
  *
  * So the old_* fields are what holds until a batch is published, and whether it was can be seen in the ring. The published
  * algorithm knows no fetch between complete and commit: here the list at free_head is the batch, then the list at
- * old_free_head, and both are kept so. The four fields of the used position are changed by one store of 8 bytes: apart,
- * an index could belong to the other wrap counter.
+ * old_free_head, and both are kept so. Where a wrap counter turns, the four fields of the used positions are changed by one
+ * store of 8 bytes: apart, an index could belong to the other wrap counter.
  */
 
 import {
@@ -27,6 +27,7 @@ import { RingError, type Virtqueue } from '../../protocol/virtqueue/virtqueue.ts
 import type { InflightTracker } from './inflight.ts';
 
 // Header, in elements of 2, 4 and 8 bytes.
+const FEATURES = 0;
 const VERSION = 4;
 const DESC_NUM = 5;
 const OLD_FREE_HEAD = 7;
@@ -45,6 +46,9 @@ const COUNTER = 2;
 const ID_AND_FLAGS = 4;
 const LENGTH = 5;
 const ADDRESS = 6;
+
+/** Bit of the features, which the protocol leaves unused: the ring was stopped in order, and its base is what holds. */
+const RESTING = 2;
 
 const TWO_32 = 0x1_0000_0000;
 const WRAP = 0x8000;
@@ -125,7 +129,8 @@ export class PackedInflight implements InflightTracker {
   recover(queue: Virtqueue): number[] | undefined {
     if (!(queue instanceof PackedQueue)) throw new TypeError('the in-flight region of a packed queue is for one');
     this.#queue = queue;
-    if (this.#halves[VERSION] !== INFLIGHT_VERSION || this.#halves[DESC_NUM] !== this.#size) {
+    const isNew = this.#halves[VERSION] !== INFLIGHT_VERSION || this.#halves[DESC_NUM] !== this.#size;
+    if (isNew || ((this.#words[FEATURES] as number) & RESTING) !== 0) {
       this.#initialize(queue.base >>> 16);
       return undefined;
     }
@@ -155,6 +160,11 @@ export class PackedInflight implements InflightTracker {
     this.#storePositions();
     this.#halves[DESC_NUM] = this.#size;
     this.#halves[VERSION] = INFLIGHT_VERSION;
+    this.#words[FEATURES] = (this.#words[FEATURES] as number) & ~RESTING;
+  }
+
+  rest(): void {
+    this.#words[FEATURES] = (this.#words[FEATURES] as number) | RESTING;
   }
 
   /** Finishes a batch that was published, and undoes one that was not. */
@@ -215,7 +225,12 @@ export class PackedInflight implements InflightTracker {
   }
 
   retake(token: number, chain: DescriptorChain): void {
-    const { copies } = chain;
+    this.#readCopies(token, chain.copies);
+    (this.#queue as PackedQueue).retake(token, chain);
+  }
+
+  /** The descriptors of a chain, as DescriptorChain.copies has them. */
+  #readCopies(token: number, copies: Uint32Array): void {
     const first = this.#entries[token] as number;
     let entry = first;
     for (let i = 0; i < this.#half(first, NUM); i += 1) {
@@ -226,13 +241,14 @@ export class PackedInflight implements InflightTracker {
       copies[4 * i + 3] = this.#words[at + ID_AND_FLAGS] as number;
       entry = this.#half(entry, NEXT);
     }
-    (this.#queue as PackedQueue).retake(token, chain);
   }
 
   giveBack(_queue: Virtqueue, tokens: readonly number[]): void {
+    const copies = new Uint32Array(4 * this.#size);
     for (let i = tokens.length - 1; i >= 0; i -= 1) {
       const token = tokens[i] as number;
-      (this.#queue as PackedQueue).giveBack(token);
+      this.#readCopies(token, copies);
+      (this.#queue as PackedQueue).giveBack(token, copies);
       this.unfetch(token);
     }
   }
@@ -293,8 +309,13 @@ export class PackedInflight implements InflightTracker {
     this.#words[FREE_HEADS] = first | (this.#oldFreeHead << 16);
     const next = (this.#used & ~WRAP) + this.#half(first, NUM);
     const wrap = this.#used & WRAP;
-    this.#used = next < this.#size ? next | wrap : (next - this.#size) | (wrap ^ WRAP);
-    this.#storePositions();
+    if (next < this.#size) {
+      this.#used = next | wrap;
+      this.#halves[USED_IDX] = next;
+    } else {
+      this.#used = (next - this.#size) | (wrap ^ WRAP);
+      this.#storePositions();
+    }
   }
 
   commit(): void {
@@ -302,7 +323,9 @@ export class PackedInflight implements InflightTracker {
     for (let i = 0; i < this.#batched; i += 1) this.#bytes[entryAt(this.#batch[i] as number, 1)] = 0;
     this.#batched = 0;
     this.#storeFreeHeads(this.#freeHead);
+    const wrapStays = ((this.#oldUsed ^ this.#used) & WRAP) === 0;
     this.#oldUsed = this.#used;
-    this.#storePositions();
+    if (wrapStays) this.#halves[OLD_USED_IDX] = this.#used & ~WRAP;
+    else this.#storePositions();
   }
 }

@@ -95,7 +95,8 @@ export class SplitInflight implements InflightTracker {
   }
 
   giveBack(queue: Virtqueue, tokens: readonly number[]): void {
-    for (const token of tokens) this.unfetch(token);
+    // The last first: those in flight are always the ring's first behind the used index.
+    for (let i = tokens.length - 1; i >= 0; i -= 1) this.unfetch(tokens[i] as number);
     queue.seek(queue.base - tokens.length);
   }
 
@@ -124,4 +125,7 @@ export class SplitInflight implements InflightTracker {
     this.#batched = 0;
     this.#halves[USED_IDX] = (this.#queue as SplitQueue).publishedUsed;
   }
+
+  /** The used index in the ring says where it stands, also after the driver began anew. */
+  rest(): void {}
 }

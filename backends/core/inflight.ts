@@ -29,6 +29,8 @@ export interface InflightTracker {
   complete(token: number): void;
   /** Notes that what is staged was published. */
   commit(): void;
+  /** The front end was told where the ring stands, and nothing is in flight: the base that it says next is what holds. */
+  rest(): void;
 }
 
 /** @param region of this queue, at least inflightQueueBytes(size, packed) long; where rings are packed, a multiple of 8 */

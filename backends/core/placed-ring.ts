@@ -54,6 +54,8 @@ export class PlacedRing {
   readonly #tracks: boolean;
   #resubmit: readonly number[] = [];
   #resubmitted = 0;
+  /** By token: taken as one of an earlier life, and in flight. The token of one that came back may be a new chain's. */
+  readonly #isOld: Uint8Array;
   /** How often the front end was asked for pages of the next chain. */
   #asked = 0;
   /** Used entries not published yet. */
@@ -85,6 +87,7 @@ export class PlacedRing {
     this.#queue.seek(settings.base);
     this.#resubmit = this.#inflight?.recover(this.#queue) ?? [];
     this.resubmits = this.#resubmit.length;
+    this.#isOld = new Uint8Array(this.resubmits === 0 ? 0 : size);
     this.#iovaUse = iotlb === undefined ? undefined : new IovaUse(size, addresses, packed);
     const tracked = [this.#inflight, this.#inOrder, this.#writeLog, this.#iovaUse];
     this.#tracks = tracked.some((tracker) => tracker !== undefined);
@@ -151,6 +154,7 @@ export class PlacedRing {
     }
     this.#asked = 0;
     this.#resubmitted += 1;
+    this.#isOld[token] = 1;
     this.#inOrder?.take(token);
     this.#writeLog?.take(chain);
     this.#iovaUse?.take(chain);
@@ -168,9 +172,10 @@ export class PlacedRing {
     this.#inOrder?.untake(token);
     this.#iovaUse?.end(token);
     // Heads of an earlier life are taken before any of the ring, so they are given back after those.
-    if (this.#resubmitted > 0 && this.#resubmit[this.#resubmitted - 1] === token) {
+    if (this.#isOld[token] === 1) {
       this.#queue.release(token);
       this.#resubmitted -= 1;
+      this.#isOld[token] = 0;
       return;
     }
     this.#queue.untake(token);
@@ -193,6 +198,7 @@ export class PlacedRing {
   #stage(token: number, length: number): void {
     this.#queue.push(token, length);
     this.#inflight?.complete(token);
+    if (this.#resubmitted > 0) this.#isOld[token] = 0;
     this.#staged += 1;
   }
 
@@ -237,5 +243,12 @@ export class PlacedRing {
     this.enableKicks();
     this.#place.retire();
     return this.#queue.base;
+  }
+
+  /** The same, for a front end that hears where the ring stands. */
+  rest(): number {
+    const base = this.release();
+    this.#inflight?.rest();
+    return base;
   }
 }

@@ -141,6 +141,8 @@ export class LocalRingServer implements RingServer, VringHost {
   }
 
   onMemoryFault(): void {
+    // At once: the session may be a thread away, and what is read from the memory meanwhile is not the guest's.
+    for (const vring of this.#vrings) vring.broken = true;
     this.#events.onMemoryFault();
   }
 

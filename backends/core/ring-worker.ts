@@ -56,7 +56,10 @@ function serve(path: DataPath, pump: Pump, log: Logger): void {
       const local = new LocalRingServer(pump, path.serve(shared), rings, eventsOf(server), log.child(bindings));
       servants.set(server, new Servant(local));
     } else if (message.kind === 'call') {
-      servants.get(message.server)?.do(message);
+      const servant = servants.get(message.server);
+      // Asked of a server that is closed, when the session did not know yet: nothing is left to be done.
+      if (servant === undefined) post({ kind: 'done', call: message.call, value: undefined });
+      else servant.do(message);
       if (message.method === 'close') servants.delete(message.server);
     } else {
       path.shutDown();

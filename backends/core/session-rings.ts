@@ -42,6 +42,8 @@ class RingRecord {
   addresses: RingAddresses | undefined;
   usedLog: number | undefined;
   started = false;
+  /** What SET_VRING_CALL and SET_VRING_ERR were about. */
+  readonly told = new Set<InBand>();
 }
 
 export class SessionRings {
@@ -134,8 +136,13 @@ export class SessionRings {
     const ring = this.#ring(index);
     const { lease, servers } = this.#context;
     await lease.acquire(this);
-    await servers.of(index).start(index, this.#describe(index, ring), kick?.take(), polled);
-    ring.started = true;
+    try {
+      if (this.#context.isInBand) await this.#signalInBand(index, ring);
+      await servers.of(index).start(index, this.#describe(index, ring), kick?.take(), polled);
+      ring.started = true;
+    } finally {
+      if (!this.anyStarted) lease.release(this);
+    }
   }
 
   #describe(index: number, { size, base, addresses, usedLog }: RingRecord): RingDescription {
@@ -151,10 +158,17 @@ export class SessionRings {
   }
 
   async #setSignal(index: number, kind: InBand, noFd: boolean, fds: readonly OwnedFd[]): Promise<void> {
-    this.#ring(index);
+    this.#ring(index).told.add(kind);
     checkFd(noFd, fds);
     const target: SignalTarget = fds[0]?.take() ?? (this.#context.isInBand ? 'in-band' : undefined);
     await this.#context.servers.of(index).setSignal(index, kind, target);
+  }
+
+  /** In band nobody needs to say how: User-mode Linux sends neither SET_VRING_CALL nor SET_VRING_ERR. */
+  async #signalInBand(index: number, { told }: RingRecord): Promise<void> {
+    for (const kind of ['call', 'error'] as const) {
+      if (!told.has(kind)) await this.#context.servers.of(index).setSignal(index, kind, 'in-band');
+    }
   }
 
   /** SET_FEATURES without PROTOCOL_FEATURES: every ring is enabled. */

@@ -77,6 +77,8 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
   #protocolFeatures = 0n;
   #channel: BackendChannel | undefined;
   #memoryFault = false;
+  /** Ends with what was begun last. */
+  #turn: Promise<unknown> = Promise.resolve();
   #refusals = 0;
 
   constructor(context: SessionContext, stream: UnixStream, log: Logger) {
@@ -151,7 +153,8 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
       type: IOTLB_MISS,
     };
     const answer = (done: boolean): void => {
-      if (!done) void this.servers.all((server) => server.translate({ kind: 'deny', iova, writable }));
+      if (done) return;
+      void this.#inTurn(() => this.servers.all((server) => server.translate({ kind: 'deny', iova, writable })));
     };
     // Without an answer, a page that is not mapped is waited for.
     this.#channel?.send(BACKEND.IOTLB_MSG, miss, this.#dispatcher.acknowledges ? answer : undefined);
@@ -167,7 +170,7 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
       for (;;) {
         const message = await this.#endpoint.next();
         if (message === undefined) break;
-        const refusal = await this.#dispatcher.handle(message, this.#endpoint);
+        const refusal = await this.#inTurn(() => this.#dispatcher.handle(message, this.#endpoint));
         if (refusal !== undefined) this.#noteRefusal(refusal);
         if (this.#memory.faulted) this.onMemoryFault();
       }
@@ -178,8 +181,18 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
     } finally {
       this.#endpoint.close();
       this.#rings.leave();
-      await this.#release();
+      await this.#inTurn(() => this.#release());
     }
+  }
+
+  /**
+   * Does something when what was begun before is done. An answer on the back end's channel waits too: it may bring a ring
+   * back to its memory, which the message before takes away.
+   */
+  #inTurn<T>(task: () => Promise<T>): Promise<T> {
+    const done = this.#turn.then(task);
+    this.#turn = done.catch(() => undefined);
+    return done;
   }
 
   /** A front end may ask for the impossible as often as it likes, but not fill the log with it. */
@@ -205,6 +218,7 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
     this.#memory.close();
     this.#device.close();
     this.#channel?.close();
+    this.attachment.close?.();
     this.#rings.release();
   }
 

@@ -240,11 +240,16 @@ export class Vring {
   }
 
   /** Drains the ring and lets go of its memory, without leaving service: `place` goes on where it was. */
-  async displace(): Promise<void> {
+  displace(): Promise<void> {
+    return this.#letGo((ring) => ring.release());
+  }
+
+  async #letGo(release: (ring: PlacedRing) => number): Promise<void> {
     await this.#drain();
     if (this.#ring === undefined) return;
-    this.#settings = { ...this.#settings, base: this.#ring.release() };
+    this.#settings = { ...this.#settings, base: release(this.#ring) };
     this.#ring = undefined;
+    this.#draining = undefined;
     this.chain = EMPTY_CHAIN;
   }
 
@@ -352,7 +357,7 @@ export class Vring {
     return this.#shortAt >= 0 && ring.enableKicks(this.#shortAt);
   }
 
-  /** Takes no more requests and waits for those in flight. */
+  /** Takes no more requests, until the ring is let go of, and waits for those in flight. */
   async #drain(): Promise<void> {
     // Requests of an earlier life of the daemon are finished too: the driver is not asked for them again.
     this.#finishing = true;
@@ -361,17 +366,20 @@ export class Vring {
       await new Promise((resolve) => setImmediate(resolve));
     }
     this.#finishing = false;
-    if (this.#ring === undefined || (this.inFlight === 0 && this.#ring.staged === 0 && this.#untold === 0)) return;
+    if (this.#ring === undefined) return;
     this.#draining ??= deferred();
-    const { promise } = this.#draining;
+    if (this.inFlight === 0 && this.#ring.staged === 0 && this.#untold === 0) return;
     this.host.wake();
-    await promise;
-    this.#draining = undefined;
+    await this.#draining.promise;
   }
 
-  /** GET_VRING_BASE: drains the ring and leaves service. Returns where it stands. */
+  /** GET_VRING_BASE: drains the ring and leaves service. Returns where it stands, for the front end. */
   async stop(): Promise<number> {
-    await this.displace();
+    await this.#letGo((ring) => ring.rest());
+    return this.#leave();
+  }
+
+  #leave(): number {
     const { base } = this.#settings;
     this.#settings = NOTHING;
     this.#untranslated = false;
@@ -385,7 +393,8 @@ export class Vring {
 
   /** Stops, forgets what a front end configured, and closes its descriptors. */
   async reset(): Promise<void> {
-    await this.stop();
+    await this.displace();
+    this.#leave();
     this.setCall(undefined);
     this.setErr(undefined);
     this.enabled = false;

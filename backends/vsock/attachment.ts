@@ -6,6 +6,7 @@ import { REQUEST_RING, type RingTraits } from '../core/ring-traits.ts';
 import type { Vring } from '../core/vring.ts';
 import { encodeVsockConfig } from './config-space.ts';
 import type { VsockDevice } from './device.ts';
+import { decodeGuestState, encodeGuestState } from './guest-state.ts';
 
 const BUFFER_RING: RingTraits = { offersBuffers: true, runsDisabled: false };
 
@@ -14,6 +15,8 @@ export class VsockAttachment implements Attachment<VsockAttachment>, RingAttachm
   readonly #device: VsockDevice;
   /** Virtio feature bits that the driver accepted. */
   features = 0n;
+  /** The driver came from another host, and was not told yet that its connections are gone. */
+  hasMoved = false;
 
   constructor(device: VsockDevice) {
     this.#device = device;
@@ -52,7 +55,20 @@ export class VsockAttachment implements Attachment<VsockAttachment>, RingAttachm
 
   restoreState(): void {}
 
+  exportState(): Uint8Array {
+    return encodeGuestState(this.#device.guestCid);
+  }
+
+  importState(state: Uint8Array): string | undefined {
+    const cid = decodeGuestState(state);
+    if (typeof cid === 'string') return cid;
+    this.hasMoved = true;
+    this.#device.noteMove(cid);
+    return undefined;
+  }
+
   reset(): void {
     this.features = 0n;
+    this.hasMoved = false;
   }
 }

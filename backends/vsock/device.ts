@@ -5,6 +5,8 @@
 
 import { Epoll } from '../../protocol/sys/epoll.ts';
 import { type Watch, watchReadable } from '../../protocol/sys/readiness.ts';
+import { VHOST_USER_PROTOCOL_F_DEVICE_STATE } from '../../protocol/vhost-user/features.ts';
+import { featureMask } from '../../protocol/virtio/reserved-features.ts';
 import {
   VIRTIO_VSOCK_EVENT_BYTES,
   VIRTIO_VSOCK_EVENT_QUEUE,
@@ -45,7 +47,7 @@ export class VsockDevice implements Device<VsockAttachment>, DataPath<VsockAttac
   readonly type = 'vsock';
   readonly maxQueues = VIRTIO_VSOCK_QUEUES;
   readonly features = VSOCK_FEATURES;
-  readonly protocolFeatures = 0n;
+  readonly protocolFeatures = featureMask(VHOST_USER_PROTOCOL_F_DEVICE_STATE);
   onConfigChange: () => void = () => undefined;
 
   readonly budget = TRANSMIT_LOT;
@@ -66,8 +68,10 @@ export class VsockDevice implements Device<VsockAttachment>, DataPath<VsockAttac
   #receiveRing: Vring | undefined;
   #transmitRing: Vring | undefined;
   #eventRing: Vring | undefined;
-  /** The driver has connections that we do not know: it is to be told. */
+  /** The driver has connections that we do not know, or a CID of another host: it is to be told. */
   #resetIsDue = false;
+  /** Whose rings are in service, or were last. */
+  #owner: VsockAttachment | undefined;
 
   /** Takes its place on the host. @throws SysError - another process listens on its sockets */
   constructor(profile: GuestProfile, limits: Limits, switchboard: Switchboard, log: Logger) {
@@ -115,9 +119,16 @@ export class VsockDevice implements Device<VsockAttachment>, DataPath<VsockAttac
       this.#muxer.stop();
       return;
     }
-    this.#resetIsDue = this.#receiveRing?.hasPast === true || this.#transmitRing?.hasPast === true;
+    this.#owner = attachment;
+    const hasPast = this.#receiveRing?.hasPast === true || this.#transmitRing?.hasPast === true;
+    this.#resetIsDue = hasPast || attachment.hasMoved;
     this.#muxer.start(attachment.features);
     this.onCompletion();
+  }
+
+  /** @param cid what the driver believes its CID to be */
+  noteMove(cid: number): void {
+    this.#log.info({ cid }, `the guest comes from another host, where its CID was ${cid}`);
   }
 
   /** Takes packets of the guest. Returns how many. */
@@ -153,6 +164,7 @@ export class VsockDevice implements Device<VsockAttachment>, DataPath<VsockAttac
         host.memory.copyIn(chain.guest[first] as number, EVENT);
         vring.push(chain.head, VIRTIO_VSOCK_EVENT_BYTES);
         this.#resetIsDue = false;
+        (this.#owner as VsockAttachment).hasMoved = false;
         this.#log.info('told the driver that its connections are gone');
         return taken;
       }

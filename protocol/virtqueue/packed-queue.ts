@@ -223,11 +223,10 @@ export class PackedQueue implements Virtqueue {
 
   untake(token: number): void {
     this.inFlight -= 1;
-    this.giveBack(token);
+    this.#stepBack(token);
   }
 
-  /** Gives the chain before the available position back to the ring: of those that `recall` named, the last one. */
-  giveBack(token: number): void {
+  #stepBack(token: number): void {
     const slots = (this.#chains[token] as number) >>> 16;
     this.#avail -= slots;
     if (this.#avail < 0) {
@@ -237,6 +236,19 @@ export class PackedQueue implements Virtqueue {
     this.#seen = 0;
     this.#held -= slots;
     this.#freeToken(token);
+  }
+
+  /**
+   * Gives the last chain that `recall` named back to the ring, with the descriptors in `copies`: what is in the ring can
+   * have been written over by used descriptors that were staged and never published.
+   */
+  giveBack(token: number, copies: Uint32Array): void {
+    this.#stepBack(token);
+    const slots = (this.#chains[token] as number) >>> 16;
+    for (let i = 0; i < slots; i += 1) {
+      const at = 4 * ((this.#avail + i) % this.size);
+      for (let word = 0; word < 4; word += 1) this.#ring[at + word] = copies[4 * i + word] as number;
+    }
   }
 
   /** Its token stays taken: it will be taken again, or given back. */

@@ -20,6 +20,8 @@ export interface Taken {
   readonly head: number;
   /** -1 of a chain that cannot be read. */
   readonly number: number;
+  /** A byte of what it brings that is not of the pattern, or -1. */
+  readonly wrongByte: number;
   /** Guest addresses and lengths to fill. */
   readonly writable: readonly [number, number][];
 }
@@ -64,7 +66,7 @@ export class MemoryDevice implements RingAttachment {
     const { chain } = vring;
     const { head, fault } = chain;
     if (fault > LAST_SOFT_FAULT) throw new Error(`chain fault ${fault}`);
-    if (fault !== NO_FAULT) return { vring, head, number: -1, writable: [] };
+    if (fault !== NO_FAULT) return { vring, head, number: -1, wrongByte: -1, writable: [] };
     const bytes: number[] = [];
     const writable: [number, number][] = [];
     for (let i = 0; i < chain.segments; i += 1) {
@@ -74,9 +76,8 @@ export class MemoryDevice implements RingAttachment {
     }
     const number =
       (bytes[0] ?? 0) + (bytes[1] ?? 0) * 0x100 + (bytes[2] ?? 0) * 0x1_0000 + (bytes[3] ?? 0) * 0x100_0000;
-    const wrong = bytes.findIndex((byte, i) => i >= 4 && byte !== patternByte(number, i));
-    if (wrong >= 0) throw new Error(`request ${number} has a wrong byte ${wrong}`);
-    return { vring, head, number, writable };
+    const wrongByte = bytes.findIndex((byte, i) => i >= 4 && byte !== patternByte(number, i));
+    return { vring, head, number, wrongByte, writable };
   }
 
   /** Fills what the request wants and gives it back. */

@@ -6,7 +6,7 @@
 import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { describe, expect, it } from 'vitest';
-import { prepareRequest, type RequestArea, TYPE } from '../support/frontend/blk-request.ts';
+import { prepareRequest, type RequestArea, TYPE, UNTOUCHED } from '../support/frontend/blk-request.ts';
 import { hostileDaemon } from '../support/frontend/hostile-daemon.ts';
 import { eventually } from '../support/frontend/process-probe.ts';
 import type { RawFrontend } from '../support/frontend/raw-frontend.ts';
@@ -83,8 +83,11 @@ const header = (type: number, sector: bigint): Uint8Array => {
   return bytes;
 };
 
-const start = (): Promise<RawFrontend> =>
-  daemon().start({ features: [FEATURE.INDIRECT_DESC, FEATURE.DISCARD, FEATURE.WRITE_ZEROES], queueSize: 16 });
+const start = (...features: number[]): Promise<RawFrontend> =>
+  daemon().start({
+    features: [FEATURE.INDIRECT_DESC, FEATURE.DISCARD, FEATURE.WRITE_ZEROES, ...features],
+    queueSize: 16,
+  });
 
 /** Submits head 0 again and again; each time it must come back, whatever became of it. */
 const submitAll = async (frontend: RawFrontend): Promise<void> => {
@@ -190,6 +193,69 @@ describe('while another thread rewrites', () => {
         await eventually(
           'request or report',
           () => frontend.ring().usedIndex > 0 || frontend.ring().hasReport(),
+          (over) => over,
+        );
+      });
+      frontend.close();
+    }
+  });
+
+  const AVAIL = 0x80;
+  /** A slot of a packed ring: the ID comes before the flags. */
+  const slot = (address: number | bigint, length: number, id: number, flags: number): Uint8Array =>
+    descriptor(address, length, id, flags);
+
+  it.each<[string, (area: RequestArea, frontend: RawFrontend) => { slot: number; values: [Uint8Array, Uint8Array] }]>([
+    [
+      'address and length of a slot',
+      (area, { ram }) => ({
+        slot: 1,
+        values: [
+          slot(ram.guest(area.data), 512, 9, WRITE_NEXT | AVAIL),
+          slot(ram.guest(ram.length) - 16, 0xffff_fe00, 9, WRITE_NEXT | AVAIL),
+        ],
+      }),
+    ],
+    [
+      'whether a slot is available',
+      (area, { ram }) => ({
+        slot: 1,
+        values: [
+          slot(ram.guest(area.data), 512, 9, WRITE_NEXT | AVAIL),
+          slot(ram.guest(area.data), 512, 9, WRITE_NEXT),
+        ],
+      }),
+    ],
+    [
+      'the first slot, whole',
+      (area, { ram }) => ({
+        slot: 0,
+        values: [slot(ram.guest(area.header), 16, 9, 1 | AVAIL), slot(-1n, 0xffff_ffff, 0xffff, 0x7fff)],
+      }),
+    ],
+    [
+      'the end of a chain',
+      (area, { ram }) => ({
+        slot: 2,
+        values: [slot(ram.guest(area.status), 1, 0, 2 | AVAIL), slot(ram.guest(area.status), 1, 0, WRITE_NEXT | AVAIL)],
+      }),
+    ],
+  ])('of a packed ring %s, it is served or breaks', async (_, place) => {
+    for (let round = 0; round < 10; round += 1) {
+      const frontend = await start(FEATURE.RING_PACKED);
+      const ring = frontend.packedRing();
+      const area = prepareRequest(frontend, { type: TYPE.IN, inBytes: 512 });
+      ring.hasCall();
+      ring.publish(0);
+      const { slot, values } = place(area, frontend);
+      await whileFlipping(frontend, [{ at: ring.ringAt + 16 * slot, values }], async () => {
+        // A slot that is available for an instant only may be missed: until it is not.
+        await eventually(
+          'request or report',
+          () => {
+            ring.signal();
+            return area.statusByte !== UNTOUCHED || ring.hasCall() || ring.hasReport();
+          },
           (over) => over,
         );
       });

@@ -81,14 +81,19 @@ export class DeviceSetup {
     await raiseStatus(connection, STATUS_NEGOTIATED);
   }
 
-  /** Starts rings, then says that the driver is ready. */
-  async start(connection: FrontendConnection, rings: readonly PositionedRing[]): Promise<void> {
+  /** Starts rings, tells of each, then says that the driver is ready. */
+  async start(
+    connection: FrontendConnection,
+    rings: readonly PositionedRing[],
+    onStarted: (vring: Vring) => void = () => undefined,
+  ): Promise<void> {
     const features = this.features ?? 0n;
     const isInband = connection.has(VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS);
     for (const { vring, base } of rings) {
       this.touched.add(vring.index);
       if (isInband) this.inband.add(vring, () => sendKick(connection, vring.index));
       await startVring(connection, vring, { base, address: this.addressOf(vring), features, isInband });
+      onStarted(vring);
     }
     if (rings.length > 0) await raiseStatus(connection, VIRTIO_STATUS_DRIVER_OK);
   }

@@ -72,23 +72,18 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
   readonly #options: FrontendOptions;
   readonly #setup: DeviceSetup;
   #openLink: Link | undefined;
+  #isTrying = false;
 
   private constructor(options: FrontendOptions) {
     super();
     this.#options = options;
     this.#setup = new DeviceSetup(options.iommu, new InbandNotifications((error) => this.emit('refusal', error)));
     this.dirtyLog = new DirtyLogging(this.#setup, () => this.#link);
-    const current = () => this.#link;
     this.migration = new Migration({
       setup: this.#setup,
-      get link() {
-        return current();
-      },
+      link: () => this.#link,
       openLink: async (path, waitMs) => this.#connect(await dial(path, waitMs), path),
-      switchTo: (link) => {
-        this.#openLink?.close();
-        this.#openLink = link;
-      },
+      use: (link, isTried) => this.#use(link, isTried),
     });
   }
 
@@ -116,7 +111,7 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
     const { timeoutMs = 10_000, reconnectMs = 0, protocolFeatures = DEFAULT_PROTOCOL_FEATURES, iommu } = this.#options;
     const tell = (link: Link, event: () => void) => {
       // Of a link that is being tried, whoever tries it is told.
-      if (link === this.#openLink) event();
+      if (link === this.#openLink && !this.#isTrying) event();
     };
     const owner: LinkOwner = {
       requests: {
@@ -137,6 +132,13 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
       refused: (error) => this.emit('refusal', error),
     };
     return Link.open(stream, { path, timeoutMs, reconnectMs, protocolFeatures, iommu }, owner);
+  }
+
+  #use(link: Link, isTried: boolean): void {
+    this.#openLink = link;
+    this.#isTrying = isTried;
+    if (isTried || link.state === 'connected') return;
+    this.emit(link.state === 'reconnecting' ? 'disconnect' : 'lost', new PeerError('the back end went away meanwhile'));
   }
 
   get #link(): Link {

@@ -10,11 +10,12 @@ import {
   VHOST_USER_PROTOCOL_F_DEVICE_STATE,
   VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
 } from '../../protocol/vhost-user/features.ts';
+import { FRONTEND } from '../../protocol/vhost-user/messages.ts';
 import { CONFIG_FLAG_MIGRATION, readConfig, writeConfig } from './config-access.ts';
 import type { FrontendConnection } from './connection.ts';
 import type { DeviceSetup, PositionedRing } from './device-setup.ts';
 import { loadDeviceState, saveDeviceState } from './device-state.ts';
-import type { SharedRegion } from './hand-over.ts';
+import type { InflightRegion, SharedRegion } from './hand-over.ts';
 import type { Link } from './link.ts';
 import { captureInflight, type DeviceSnapshot, recreateInflight } from './snapshot.ts';
 import { stopVring, type Vring } from './vring.ts';
@@ -31,11 +32,12 @@ const STATE_TIMEOUT_MS = 10_000;
 /** What a front end lends to its migration. */
 export interface MigrationHost {
   readonly setup: DeviceSetup;
-  readonly link: Link;
+  /** The one that is used. */
+  link(): Link;
   /** Opens a link to another back end, which is not used yet. @throws SysError, PeerError, ProtocolError */
   openLink(path: string, waitMs: number): Promise<Link>;
-  /** Uses that link from now on, and closes the one before. */
-  switchTo(link: Link): void;
+  /** Uses a link from now on. As long as it is only tried, nobody hears that it broke. */
+  use(link: Link, isTried: boolean): void;
 }
 
 export class Migration {
@@ -52,7 +54,8 @@ export class Migration {
    * @throws PeerError, ProtocolError - it failed; the device runs on, after a reconnect where it went wrong half-way
    */
   async suspend(options: SuspendOptions = {}): Promise<DeviceSnapshot> {
-    const { setup, link } = this.#host;
+    const { setup } = this.#host;
+    const link = this.#host.link();
     const connection = await link.connected();
     this.#suspended = await this.#stopRings(connection);
     try {
@@ -66,7 +69,8 @@ export class Migration {
 
   /** Lets the present back end go on after `suspend`. @throws PeerError */
   async resume(): Promise<void> {
-    const { setup, link } = this.#host;
+    const { setup } = this.#host;
+    const link = this.#host.link();
     const rings = this.#suspended;
     await link.command((connection) => setup.start(connection, rings));
     this.#giveBack(setup);
@@ -78,23 +82,30 @@ export class Migration {
    * @throws SysError, PeerError, ProtocolError - that failed; the device is suspended as before
    */
   async moveTo(path: string, snapshot: DeviceSnapshot, waitMs = 0): Promise<void> {
+    const { setup } = this.#host;
+    const previous = this.#host.link();
     const next = await this.#host.openLink(path, waitMs);
-    const positions = new Map(this.#suspended.map((ring) => [ring.vring, ring]));
+    const started = new Set<Vring>();
+    let inflight: InflightRegion | undefined;
     try {
-      await this.#restore(next, snapshot, this.#suspended, (vring) => positions.delete(vring));
+      inflight = await this.#prepare(next, snapshot);
+      // The driver may hear of the new back end as soon as a ring runs, and ask it then, not the one before.
+      this.#host.use(next, true);
+      await next.command((connection) => setup.start(connection, this.#suspended, (vring) => started.add(vring)));
+      if (next.state !== 'connected') throw new PeerError('the back end went away');
     } catch (error) {
-      // Rings that the other back end had started may have moved on.
-      const started = this.#suspended.filter(({ vring }) => !positions.has(vring));
-      for (const ring of started) {
-        const base = await stopVring(next.connection, ring.vring.index).catch(() => ring.base);
-        positions.set(ring.vring, { vring: ring.vring, base });
-      }
-      this.#suspended = [...positions.values()];
+      this.#suspended = await stopAll(next.connection, this.#suspended, started);
+      inflight?.fd.close();
       next.close();
+      this.#host.use(previous, false);
       throw error;
     }
-    this.#host.switchTo(next);
-    this.#giveBack(this.#host.setup);
+    setup.setInflight(inflight);
+    this.#host.use(next, false);
+    this.#giveBack(setup);
+    // What the driver asked the back end before is answered first.
+    await previous.connection.call(FRONTEND.GET_FEATURES, undefined).catch(() => undefined);
+    previous.close();
   }
 
   /**
@@ -113,14 +124,18 @@ export class Migration {
         throw new RangeError(`the snapshot has a ring ${index} of ${size} entries, the driver not`);
       return { vring, base };
     });
-    const { setup, link } = this.#host;
+    const { setup } = this.#host;
+    const link = this.#host.link();
     setup.features = snapshot.features;
     setup.memory = [...memory];
-    await this.#restore(link, snapshot, rings, (vring) => setup.vrings.set(vring.index, vring));
+    setup.setInflight(await this.#prepare(link, snapshot));
+    await link.command((connection) => setup.start(connection, rings));
+    for (const { vring } of rings) setup.vrings.set(vring.index, vring);
   }
 
   async #stopRings(connection: FrontendConnection): Promise<PositionedRing[]> {
-    const { setup, link } = this.#host;
+    const { setup } = this.#host;
+    const link = this.#host.link();
     const vrings = [...setup.vrings.values()];
     // A back end that comes back in the place of this one must not get them: they are somebody else's soon.
     setup.vrings.clear();
@@ -156,40 +171,30 @@ export class Migration {
     };
   }
 
-  async #restore(
-    link: Link,
-    snapshot: DeviceSnapshot,
-    rings: readonly PositionedRing[],
-    onStarted: (vring: Vring) => void,
-  ): Promise<void> {
-    const { setup } = this.#host;
+  /** Hands over all but the rings. Returns the in-flight region that the back end got, the caller's. */
+  async #prepare(link: Link, snapshot: DeviceSnapshot): Promise<InflightRegion | undefined> {
     const missing = snapshot.features & ~link.capabilities.features;
     if (missing !== 0n)
       throw new PeerError(`the back end lacks features of the device (mask 0x${missing.toString(16)})`);
     const { deviceState, config, inflight } = snapshot;
-    await link.command(async (connection) => {
-      const takesState = connection.has(VHOST_USER_PROTOCOL_F_DEVICE_STATE);
-      if (deviceState !== undefined && deviceState.length > 0 && !takesState) {
-        throw new PeerError(`the back end cannot take ${deviceState.length} bytes of device state`);
+    const connection = await link.connected();
+    const takesState = connection.has(VHOST_USER_PROTOCOL_F_DEVICE_STATE);
+    if (deviceState !== undefined && deviceState.length > 0 && !takesState) {
+      throw new PeerError(`the back end cannot take ${deviceState.length} bytes of device state`);
+    }
+    const isTracked = inflight !== undefined && connection.has(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD);
+    const region = isTracked ? recreateInflight(inflight) : undefined;
+    try {
+      await this.#host.setup.send(connection, region);
+      if (config.length > 0 && connection.has(VHOST_USER_PROTOCOL_F_CONFIG)) {
+        await writeConfig(connection, 0, config, CONFIG_FLAG_MIGRATION);
       }
-      const isTracked = inflight !== undefined && connection.has(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD);
-      const region = isTracked ? recreateInflight(inflight) : undefined;
-      try {
-        await setup.send(connection, region);
-        if (config.length > 0 && connection.has(VHOST_USER_PROTOCOL_F_CONFIG)) {
-          await writeConfig(connection, 0, config, CONFIG_FLAG_MIGRATION);
-        }
-        if (deviceState !== undefined && takesState) await loadDeviceState(connection, deviceState, STATE_TIMEOUT_MS);
-        for (const ring of rings) {
-          await setup.start(connection, [ring]);
-          onStarted(ring.vring);
-        }
-      } catch (error) {
-        region?.fd.close();
-        throw error;
-      }
-      setup.setInflight(region);
-    });
+      if (deviceState !== undefined && takesState) await loadDeviceState(connection, deviceState, STATE_TIMEOUT_MS);
+      return region;
+    } catch (error) {
+      region?.fd.close();
+      throw error;
+    }
   }
 
   #giveBack(setup: DeviceSetup): void {
@@ -201,4 +206,18 @@ export class Migration {
   forget(): void {
     this.#suspended = [];
   }
+}
+
+/** Where rings stand after those that were started have been stopped: they may have moved on. */
+function stopAll(
+  connection: FrontendConnection,
+  rings: readonly PositionedRing[],
+  started: ReadonlySet<Vring>,
+): Promise<PositionedRing[]> {
+  return Promise.all(
+    rings.map(async ({ vring, base }) => {
+      if (!started.has(vring)) return { vring, base };
+      return { vring, base: await stopVring(connection, vring.index).catch(() => base) };
+    }),
+  );
 }

@@ -28,7 +28,7 @@ export async function readState(fd: OwnedFd, timeoutMs: number): Promise<Uint8Ar
     if (got > 0) chunks.push(Buffer.from(chunk.subarray(0, got)));
     return got === 0;
   });
-  return Buffer.concat(chunks, length);
+  return new Uint8Array(Buffer.concat(chunks, length));
 }
 
 /**

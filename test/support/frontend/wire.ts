@@ -218,6 +218,24 @@ export const inflight = (area: RawInflight): Uint8Array =>
     view.setUint16(18, area.queueSize, true);
   });
 
+export interface RawTranslation {
+  readonly iova: number | bigint;
+  readonly size: number | bigint;
+  readonly userAddress: number | bigint;
+  readonly permission: number;
+  readonly type: number;
+}
+
+/** iova u64 @0, size u64 @8, user address u64 @16, permission u8 @24, type u8 @25, 6 bytes of C padding. */
+export const iotlb = (translation: RawTranslation): Uint8Array =>
+  build(32, (view) => {
+    put64(view, 0, translation.iova);
+    put64(view, 8, translation.size);
+    put64(view, 16, translation.userAddress);
+    view.setUint8(24, translation.permission);
+    view.setUint8(25, translation.type);
+  });
+
 export const readU64 = (payload: Uint8Array): bigint => {
   if (payload.length !== 8) throw new Error(`a u64 of ${payload.length} bytes`);
   return new DataView(payload.buffer, payload.byteOffset, 8).getBigUint64(0, true);
