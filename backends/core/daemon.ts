@@ -7,6 +7,7 @@ import { SysError } from '../../protocol/sys/errors.ts';
 import { OwnedFd } from '../../protocol/sys/owned-fd.ts';
 import { type Watch, watchReadable } from '../../protocol/sys/readiness.ts';
 import { socketRole, UnixListener, UnixStream } from '../../protocol/sys/unix-socket.ts';
+import { userFaultsAvailable } from '../../protocol/sys/userfault.ts';
 import type { DataPaths } from './data-paths.ts';
 import type { Device } from './device.ts';
 import type { Logger } from './logging.ts';
@@ -35,11 +36,14 @@ export class Daemon {
   /** Fulfilled when the daemon has nothing left to do: true when no request is in flight any more. */
   readonly finished: Promise<boolean>;
 
-  constructor(device: Device, paths: DataPaths, options: CoreOptions, log: Logger) {
+  /** @param alone the only daemon of this process: what keeps its thread waiting keeps nobody else waiting */
+  constructor(device: Device, paths: DataPaths, options: CoreOptions, log: Logger, alone: boolean) {
     this.#context = {
       device,
       lease: new RingLease(device),
       iommu: options.iommu === true,
+      inBand: options.inBand === true,
+      pageFaults: alone && userFaultsAvailable(),
       openServers: (attachment, events, sessionLog) => paths.openServers(attachment, events, sessionLog),
     };
     this.#options = options;

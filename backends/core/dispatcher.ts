@@ -24,7 +24,16 @@ export class ReplyWithFds<R> {
   }
 }
 
-type Result<R> = R | ReplyWithFds<R> | undefined | void;
+/** A reply of a message that is only acknowledged as a rule. */
+export class SpecialReply {
+  readonly payload: Uint8Array;
+
+  constructor(payload: Uint8Array) {
+    this.payload = payload;
+  }
+}
+
+type Result<R> = R | ReplyWithFds<R> | SpecialReply | undefined | void;
 /** Does one request. Descriptors it wants to keep it takes (`fd.take()`); the others are closed when it returns. */
 export type Handler<Q, R> = (request: Q, fds: readonly OwnedFd[]) => Result<R> | Promise<Result<R>>;
 
@@ -93,6 +102,8 @@ export class Dispatcher {
         } finally {
           closeAll(result.fds);
         }
+      } else if (result instanceof SpecialReply) {
+        endpoint.sendReply(type.id, result.payload);
       } else if (type.reply !== undefined) {
         endpoint.sendReply(type.id, type.reply.encode(result));
       } else if (message.needsReply && this.acknowledges) {

@@ -22,9 +22,13 @@ export async function createLogger(name: string, options: LoggingOptions): Promi
   return pino(settings, prettyStream({ destination: 2, sync: true, ignore: 'pid,hostname,name', singleLine: true }));
 }
 
-/** The logger of a worker thread, whose lines the main thread writes. */
-export function createWorkerLogger(name: string, level: string, write: (line: string) => void): Logger {
-  return pino({ name, level, base: { name, pid: process.pid } }, { write });
+/** The logger of a worker thread, whose lines the main thread writes. `bindings` are those of the main thread's logger. */
+export function createWorkerLogger(
+  { name, ...more }: Record<string, unknown>,
+  level: string,
+  write: (line: string) => void,
+): Logger {
+  return pino({ level, base: { name, pid: process.pid, ...more } }, { write });
 }
 
 /** Writes a line of a worker thread's logger where `log` writes its own. */

@@ -8,6 +8,7 @@ import {
   VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
   VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_MQ,
+  VHOST_USER_PROTOCOL_F_PAGEFAULT,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
   VHOST_USER_PROTOCOL_F_RESET_DEVICE,
   VHOST_USER_PROTOCOL_F_STATUS,
@@ -45,7 +46,6 @@ const PROTOCOL_FEATURES = featureMask(
   VHOST_USER_PROTOCOL_F_RESET_DEVICE,
   VHOST_USER_PROTOCOL_F_BACKEND_REQ,
   VHOST_USER_PROTOCOL_F_STATUS,
-  VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
 );
 
 /**
@@ -56,7 +56,13 @@ export function offeredFeatures(device: Device, iommu: boolean): bigint {
   return device.features | RING_FEATURES | (iommu ? featureMask(VIRTIO_F_ACCESS_PLATFORM) : 0n);
 }
 
-/** Protocol features of a daemon with this device. */
-export function offeredProtocolFeatures(device: Device): bigint {
-  return device.protocolFeatures | PROTOCOL_FEATURES;
+/**
+ * Protocol features of a daemon with this device: PAGEFAULT where pages of the guest's memory can be waited for, and
+ * INBAND_NOTIFICATIONS only where it is asked for, because User-mode Linux uses it whenever it is offered, a message and
+ * its answer for each kick.
+ */
+export function offeredProtocolFeatures(device: Device, pageFaults: boolean, inBand: boolean): bigint {
+  const pageFault = pageFaults ? featureMask(VHOST_USER_PROTOCOL_F_PAGEFAULT) : 0n;
+  const notifications = inBand ? featureMask(VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS) : 0n;
+  return device.protocolFeatures | PROTOCOL_FEATURES | pageFault | notifications;
 }

@@ -22,6 +22,7 @@ export interface CoreOptions extends LoggingOptions {
   readonly poll?: boolean;
   readonly threads?: number;
   readonly iommu?: boolean;
+  readonly inBand?: boolean;
 }
 
 /** Parses a whole number within bounds, for commander. */
@@ -63,6 +64,7 @@ export function createCommand(name: string, description: string, version: string
         .default(100),
     )
     .option('--iommu', 'let the front end put an IOMMU before the device (offer ACCESS_PLATFORM)')
+    .option('--in-band', 'let the front end notify by messages (offer INBAND_NOTIFICATIONS, for simulated time)')
     .option('--poll', 'never sleep while a guest is attached (one core is busy all the time)')
     .addOption(new Option('--log-level <level>', 'least level to log').choices(LOG_LEVELS).default('info'))
     .addOption(

@@ -84,7 +84,7 @@ async function serve<O extends CoreOptions>(program: Program<O>, options: O, ins
   const served: { device: Device; paths: DataPaths; daemon: Daemon }[] = [];
   for (const { device, options: own, log: ownLog } of services) {
     const paths = await openDataPaths(device, own.threads ?? 1, pumpOptions(own), ownLog);
-    served.push({ device, paths, daemon: new Daemon(device, paths, own, ownLog) });
+    served.push({ device, paths, daemon: new Daemon(device, paths, own, ownLog, services.length === 1) });
   }
   const reload = (): void => {
     for (const { device } of services) reloadDevice(device, log);

@@ -34,6 +34,8 @@ export class Pump {
   readonly #pollMs: number;
   readonly #alwaysPoll: boolean;
   readonly #vrings: Vring[] = [];
+  /** Where the next pass begins: behind the ring that took something last, so that one of many requests starves no other. */
+  #next = 0;
   readonly #turn = (): void => this.#slice();
   #scheduled = false;
   #running = false;
@@ -135,12 +137,16 @@ export class Pump {
     const first = this.#idle;
     const { budget } = this.#path;
     let work = 0;
+    const begin = this.#next;
     for (let i = 0; i < vrings.length; i += 1) {
-      const vring = vrings[i] as Vring;
+      const place = (begin + i) % vrings.length;
+      const vring = vrings[place] as Vring;
       if (!vring.runnable) continue;
       const many = first && !vring.offersBuffers && vring.offers(2 * FIRST_LOT + 1);
       const lot = many ? Math.min(FIRST_LOT, budget) : budget;
-      work += vring.host.attachment.processQueue(vring, lot);
+      const taken = vring.host.attachment.processQueue(vring, lot);
+      if (taken > 0) this.#next = place + 1;
+      work += taken;
     }
     work += this.#path.poll();
     for (let i = 0; i < vrings.length; i += 1) (vrings[i] as Vring).flush(!first);

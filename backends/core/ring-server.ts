@@ -207,10 +207,7 @@ export class LocalRingServer implements RingServer, VringHost {
     else if (change.kind === 'update') {
       iotlb.update(change.iova, change.size, change.userAddress, change.permission);
       this.#noteAnswer(iotlb, Number(change.iova), Number(change.iova + change.size));
-    } else {
-      iotlb.deny(change.iova, change.writable);
-      this.#noteAnswer(iotlb, change.iova, change.iova + IOTLB_PAGE_BYTES);
-    }
+    } else this.#noteAnswer(iotlb, change.iova, change.iova + IOTLB_PAGE_BYTES);
     for (const vring of this.#vrings) vring.translationsChanged();
     await this.placeAll();
   }
@@ -223,7 +220,10 @@ export class LocalRingServer implements RingServer, VringHost {
     iotlb.invalidate(iova, size);
   }
 
-  /** The front end said what it has for a range: what was asked for and is not there is not to be had. */
+  /**
+   * The front end said what it has for a range: what was asked for and is not there is not to be had. A denial may come
+   * after an update that says otherwise, by the other socket: then it was asked for no more.
+   */
   #noteAnswer(iotlb: Iotlb, start: number, end: number): void {
     this.#asked = this.#asked.filter(({ iova, writable }) => {
       if (iova < start || iova >= end) return true;

@@ -64,7 +64,8 @@ export interface RingWorkerData {
   readonly data: unknown;
   readonly thread: number;
   readonly pump: PumpOptions;
-  readonly name: string;
+  /** What its log lines begin with: those of the main thread's logger. */
+  readonly bindings: Record<string, unknown>;
   readonly logLevel: string;
 }
 
@@ -80,6 +81,7 @@ export class RingThread {
   readonly #events = new Map<number, RingEvents>();
   #lastCall = 0;
   #lastServer = 0;
+  #ending = false;
 
   private constructor(worker: Worker, log: Logger) {
     this.#worker = worker;
@@ -93,15 +95,20 @@ export class RingThread {
     pump: PumpOptions,
     log: Logger,
   ): Promise<RingThread> {
-    const { name } = log.bindings() as { name: string };
-    const workerData: RingWorkerData = { module, data, thread, pump, name, logLevel: log.level };
+    const workerData: RingWorkerData = { module, data, thread, pump, bindings: log.bindings(), logLevel: log.level };
     const worker = new Worker(new URL('./ring-worker.js', import.meta.url), { workerData });
     const self = new RingThread(worker, log);
     await new Promise<void>((resolve, reject) => {
       worker.on('message', (message: FromWorker) => {
         if (message.kind === 'ready') resolve();
-        else if (message.kind === 'unusable') reject(unusable(message.reason));
-        else self.#onMessage(message);
+        else if (message.kind === 'unusable') {
+          self.#ending = true;
+          reject(unusable(message.reason));
+        } else self.#onMessage(message);
+      });
+      // One that fails tells by 'error', which nobody handles: it ends the process. None may go without a word.
+      worker.once('exit', (code) => {
+        if (!self.#ending) throw new Error(`thread ${thread} ended by itself, with status ${code}`);
       });
     });
     return self;
@@ -143,7 +150,9 @@ export class RingThread {
     this.#lastServer += 1;
     const server = this.#lastServer;
     this.#events.set(server, events);
-    this.#post({ kind: 'open', server, shared, rings, bindings: log.bindings() });
+    const common = this.#log.bindings();
+    const bindings = Object.fromEntries(Object.entries(log.bindings()).filter(([key]) => !(key in common)));
+    this.#post({ kind: 'open', server, shared, rings, bindings });
     return new RemoteRingServer(
       (method, ...args) => this.#call(server, method, args),
       () => this.#events.delete(server),
@@ -161,6 +170,7 @@ export class RingThread {
 
   /** Ends the thread. No request is in flight. */
   async end(): Promise<void> {
+    this.#ending = true;
     const ended = new Promise<void>((resolve) => {
       this.#worker.once('exit', () => resolve());
     });

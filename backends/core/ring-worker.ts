@@ -68,8 +68,8 @@ function serve(path: DataPath, pump: Pump, log: Logger): void {
   });
 }
 
-const { module, data, thread, pump, name, logLevel } = workerData as RingWorkerData;
-const log = createWorkerLogger(name, logLevel, (line) => post({ kind: 'log', line }));
+const { module, data, thread, pump, bindings, logLevel } = workerData as RingWorkerData;
+const log = createWorkerLogger(bindings, logLevel, (line) => post({ kind: 'log', line }));
 try {
   const { openDataPath } = (await import(module)) as DataPathModule;
   const path = openDataPath(data, log, thread);

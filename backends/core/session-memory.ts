@@ -5,16 +5,25 @@
  */
 
 import { coveredBytes } from '../../protocol/memory/dirty-log.ts';
-import { GuestMemory, MAX_MEMORY_REGIONS, type RegionDescription } from '../../protocol/memory/guest-memory.ts';
+import {
+  GuestMemory,
+  MAX_MEMORY_REGIONS,
+  type MemoryRegion,
+  type RegionDescription,
+} from '../../protocol/memory/guest-memory.ts';
 import { type SharedExtent, SharedMapping } from '../../protocol/sys/mapping.ts';
 import { type OwnedFd, statFd } from '../../protocol/sys/owned-fd.ts';
+import type { IncomingMessage } from '../../protocol/vhost-user/endpoint.ts';
 import { ProtocolError } from '../../protocol/vhost-user/errors.ts';
+import { VHOST_USER_PROTOCOL_F_PAGEFAULT } from '../../protocol/vhost-user/features.ts';
 import { FRONTEND } from '../../protocol/vhost-user/messages.ts';
-import type { Iotlb, LogArea } from '../../protocol/vhost-user/payloads.ts';
+import { type Iotlb, type LogArea, MEMORY_TABLE, SINGLE_REGION } from '../../protocol/vhost-user/payloads.ts';
+import { hasFeature } from '../../protocol/virtio/reserved-features.ts';
 import type { Attachment } from './device.ts';
-import { type Dispatcher, ReplyWithFds } from './dispatcher.ts';
+import { type Dispatcher, ReplyWithFds, SpecialReply } from './dispatcher.ts';
 import { createInflightFd, InflightMemory } from './inflight-memory.ts';
 import type { Logger } from './logging.ts';
+import { Postcopy } from './postcopy.ts';
 import { Refused } from './refused.ts';
 import type { RingServers } from './ring-servers.ts';
 
@@ -35,10 +44,21 @@ export interface MemoryContext {
   readonly isPacked: boolean;
   /** Writes are to be logged: VHOST_F_LOG_ALL. */
   readonly isLogging: boolean;
+  /** Protocol features that are offered. */
+  readonly offered: bigint;
+  /** PAGEFAULT was negotiated. */
+  readonly hasPageFaults: boolean;
+  /** Descriptor of the front end's connection. */
+  readonly socket: number;
 }
 
 function isSameRegion(a: RegionDescription, b: RegionDescription): boolean {
   return a.guestAddress === b.guestAddress && a.size === b.size && a.userAddress === b.userAddress;
+}
+
+/** What the front end is told of memory whose pages come late: where we have it. */
+function answerOf(description: RegionDescription, { start, hostDelta }: MemoryRegion): RegionDescription {
+  return { ...description, userAddress: start + hostDelta };
 }
 
 export class SessionMemory {
@@ -48,9 +68,11 @@ export class SessionMemory {
   #removed: RegionDescription[] = [];
   #inflight: InflightMemory | undefined;
   #log: SharedMapping | undefined;
+  readonly #postcopy: Postcopy | undefined;
 
   constructor(context: MemoryContext) {
     this.#context = context;
+    if (hasFeature(context.offered, VHOST_USER_PROTOCOL_F_PAGEFAULT)) this.#postcopy = new Postcopy(context.socket);
   }
 
   register(d: Dispatcher): void {
@@ -58,19 +80,21 @@ export class SessionMemory {
       if (fds.length !== regions.length) {
         throw new ProtocolError(`SET_MEM_TABLE: ${regions.length} regions with ${fds.length} file descriptors`);
       }
+      const added: MemoryRegion[] = [];
       await this.#change(() => {
-        this.#memory.clear();
+        this.#clear();
         regions.forEach((region, i) => {
-          this.#memory.add(region, fds[i] as OwnedFd);
+          added.push(this.#add(region, fds[i] as OwnedFd));
         });
       });
+      const answer = (at: MemoryRegion, i: number): RegionDescription => answerOf(regions[i] as RegionDescription, at);
+      return this.#isListening ? new SpecialReply(MEMORY_TABLE.encode(added.map(answer))) : undefined;
     });
     d.on(FRONTEND.GET_MAX_MEM_SLOTS, () => BigInt(MAX_MEMORY_REGIONS));
     d.on(FRONTEND.ADD_MEM_REG, async (region, [fd]) => {
       // QEMU 7.2 says everything once per queue pair of a network device, on the same connection.
-      if (this.#memory.findExact(region) !== undefined) return;
-      this.#memory.add(region, fd as OwnedFd);
-      await this.#publish();
+      const added = this.#memory.findExact(region) ?? (await this.#addOne(region, fd as OwnedFd));
+      return this.#isListening ? new SpecialReply(SINGLE_REGION.encode(answerOf(region, added))) : undefined;
     });
     d.on(FRONTEND.REM_MEM_REG, async (region) => {
       const found = this.#memory.findExact(region);
@@ -78,7 +102,10 @@ export class SessionMemory {
         if (this.#removed.some((other) => isSameRegion(region, other))) return;
         throw new Refused(`no region of ${region.size} bytes at guest address 0x${region.guestAddress.toString(16)}`);
       }
-      await this.#change(() => this.#memory.remove(found));
+      await this.#change(() => {
+        this.#postcopy?.forget(found);
+        this.#memory.remove(found);
+      });
       this.#removed = [...this.#removed.slice(-MAX_REMEMBERED_REMOVALS), region];
     });
     d.on(FRONTEND.IOTLB_MSG, (message) => this.#translate(message));
@@ -89,6 +116,65 @@ export class SessionMemory {
     // We have nothing to add to what the log itself says.
     d.on(FRONTEND.SET_LOG_FD, () => undefined);
     this.#registerInflight(d);
+    if (this.#postcopy !== undefined) this.#registerPostcopy(d, this.#postcopy);
+  }
+
+  #registerPostcopy(d: Dispatcher, postcopy: Postcopy): void {
+    d.on(FRONTEND.POSTCOPY_ADVISE, async () => {
+      if (!this.#context.hasPageFaults) throw new Refused('PAGEFAULT was not negotiated');
+      return new ReplyWithFds(undefined, [await postcopy.advise()]);
+    });
+    d.on(FRONTEND.POSTCOPY_LISTEN, () => postcopy.listen(this.#memory.regions.length > 0));
+    d.on(FRONTEND.POSTCOPY_END, async () => {
+      await postcopy.end();
+      return 0n;
+    });
+  }
+
+  get #isListening(): boolean {
+    return this.#postcopy?.isListening === true;
+  }
+
+  /** Whether a message is no request, but acknowledges where memory is whose pages come late. @throws ProtocolError */
+  isAcknowledgement(message: IncomingMessage): boolean {
+    return this.#postcopy?.isAcknowledgement(message) === true;
+  }
+
+  /** From now on that memory is used. */
+  async acknowledge(): Promise<void> {
+    if (this.#postcopy?.isAwaiting !== true) return;
+    this.#postcopy.acknowledge();
+    await this.#publish();
+  }
+
+  /** The front end is gone: who waits for a page of its memory fails. */
+  async abandon(): Promise<void> {
+    await this.#postcopy?.abandon();
+  }
+
+  #add(description: RegionDescription, fd: OwnedFd): MemoryRegion {
+    const region = this.#memory.add(description, fd);
+    if (!this.#isListening) return region;
+    try {
+      this.#postcopy?.register(region);
+      return region;
+    } catch (error) {
+      this.#memory.remove(region);
+      throw error;
+    }
+  }
+
+  async #addOne(description: RegionDescription, fd: OwnedFd): Promise<MemoryRegion> {
+    const add = (): MemoryRegion => this.#add(description, fd);
+    if (this.#isListening) return this.#change(add);
+    const region = add();
+    await this.#publish();
+    return region;
+  }
+
+  #clear(): void {
+    for (const region of this.#memory.regions) this.#postcopy?.forget(region);
+    this.#memory.clear();
   }
 
   #registerInflight(d: Dispatcher): void {
@@ -128,19 +214,20 @@ export class SessionMemory {
   }
 
   /** Changes the memory while no ring uses it, and goes on with the rings that are still in it. */
-  async #change(change: () => void): Promise<void> {
+  async #change<T>(change: () => T): Promise<T> {
     await this.#context.servers.all((server) => server.displaceAll());
     // Nobody may find a region that is about to go.
     await this.#context.servers.all((server) => server.setMemory([]));
     try {
-      change();
+      return change();
     } finally {
       await this.#publish();
     }
   }
 
-  /** Tells everyone of the regions that there are. */
+  /** Tells everyone of the regions that there are, unless they may not be touched yet. */
   async #publish(): Promise<void> {
+    if (this.#postcopy?.isAwaiting === true) return;
     const regions = this.#memory.regions.map((region) => region.share());
     await this.#context.servers.all(async (server) => {
       await server.setMemory(regions);

@@ -13,6 +13,7 @@ import {
   VHOST_USER_PROTOCOL_F_BACKEND_REQ,
   VHOST_USER_PROTOCOL_F_CONFIG,
   VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
+  VHOST_USER_PROTOCOL_F_PAGEFAULT,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
 } from '../../protocol/vhost-user/features.ts';
 import { BACKEND, FRONTEND } from '../../protocol/vhost-user/messages.ts';
@@ -55,6 +56,10 @@ export interface SessionContext {
   readonly lease: RingLease;
   /** The front end may have an IOMMU before the device. */
   readonly iommu: boolean;
+  /** It may send notifications as messages. */
+  readonly inBand: boolean;
+  /** Pages of guest memory may come late: nobody else is kept waiting by that. */
+  readonly pageFaults: boolean;
   /** Makes servers for the rings of a front end. */
   openServers(attachment: Attachment, events: RingEvents, log: Logger): RingServers;
 }
@@ -66,6 +71,7 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
   readonly servers: RingServers;
   /** Protocol features that are offered. */
   readonly offered: bigint;
+  readonly socket: number;
 
   readonly #endpoint: Endpoint;
   readonly #dispatcher = new Dispatcher();
@@ -77,16 +83,19 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
   #protocolFeatures = 0n;
   #channel: BackendChannel | undefined;
   #memoryFault = false;
+  /** The front end is to be told that the configuration space changed. */
+  #configChanged = false;
   /** Ends with what was begun last. */
   #turn: Promise<unknown> = Promise.resolve();
   #refusals = 0;
 
   constructor(context: SessionContext, stream: UnixStream, log: Logger) {
     const { device } = context;
+    this.socket = stream.fd;
     this.#endpoint = new Endpoint(stream);
     this.log = log;
     this.lease = context.lease;
-    this.offered = offeredProtocolFeatures(device);
+    this.offered = offeredProtocolFeatures(device, context.pageFaults, context.inBand);
     this.#handOver = () => device.handOver?.();
     this.attachment = device.attach();
     this.servers = context.openServers(this.attachment, this, log);
@@ -119,6 +128,10 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
     return hasFeature(this.#protocolFeatures, VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS);
   }
 
+  get hasPageFaults(): boolean {
+    return hasFeature(this.#protocolFeatures, VHOST_USER_PROTOCOL_F_PAGEFAULT);
+  }
+
   inflightOf(index: number, size: number): SharedExtent | undefined {
     return this.#memory.inflightOf(index, size);
   }
@@ -141,7 +154,7 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
     this.#memoryFault = true;
     void this.servers.all((server) => server.breakAll());
     this.log.error('pages of the shared memory were taken away by the front end: closing its connection');
-    this.#endpoint.close();
+    this.close();
   }
 
   onMissing(iova: number, writable: boolean): void {
@@ -170,9 +183,14 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
       for (;;) {
         const message = await this.#endpoint.next();
         if (message === undefined) break;
+        if (this.#memory.isAcknowledgement(message)) {
+          await this.#inTurn(() => this.#memory.acknowledge());
+          continue;
+        }
         const refusal = await this.#inTurn(() => this.#dispatcher.handle(message, this.#endpoint));
         if (refusal !== undefined) this.#noteRefusal(refusal);
         if (this.#memory.faulted) this.onMemoryFault();
+        if (this.#configChanged && this.anyStarted) this.notifyConfigChange();
       }
       this.log.info('front end disconnected');
     } catch (error) {
@@ -181,6 +199,8 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
     } finally {
       this.#endpoint.close();
       this.#rings.leave();
+      // What was begun before may wait for a page.
+      await this.#memory.abandon();
       await this.#inTurn(() => this.#release());
     }
   }
@@ -205,12 +225,17 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
   /** Ends the connection from our side; `run` then drains and returns. */
   close(): void {
     this.#endpoint.close();
+    void this.#memory.abandon();
   }
 
-  /** Tells the front end that the configuration space changed, if it wants to know. */
+  /**
+   * Tells the front end that the configuration space changed, if it wants to know: as long as all rings are stopped the
+   * device is suspended and sends nothing, so it waits for one to be started.
+   */
   notifyConfigChange(): void {
     if (!hasFeature(this.#protocolFeatures, VHOST_USER_PROTOCOL_F_CONFIG)) return;
-    this.#channel?.send(BACKEND.CONFIG_CHANGE_MSG, undefined);
+    this.#configChanged = !this.anyStarted;
+    if (this.anyStarted) this.#channel?.send(BACKEND.CONFIG_CHANGE_MSG, undefined);
   }
 
   async #release(): Promise<void> {

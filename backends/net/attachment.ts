@@ -1,4 +1,4 @@
-/** What one front end negotiated of the network device, and what its rings are. */
+/** What one front end negotiated of the network device, and what its driver said on the control queue. */
 
 import {
   ETHERNET_HEADER_BYTES,
@@ -7,7 +7,6 @@ import {
   VIRTIO_NET_F_CTRL_VLAN,
   VIRTIO_NET_F_CTRL_VQ,
   VIRTIO_NET_F_GUEST_ANNOUNCE,
-  VIRTIO_NET_F_MQ,
   VIRTIO_NET_F_MRG_RXBUF,
   VIRTIO_NET_HDR_BYTES,
   VIRTIO_NET_LEGACY_HDR_BYTES,
@@ -15,114 +14,169 @@ import {
   VIRTIO_NET_MIN_MTU,
   VIRTIO_NET_S_ANNOUNCE,
 } from '../../protocol/virtio/net.ts';
-import { hasFeature, VIRTIO_F_VERSION_1 } from '../../protocol/virtio/reserved-features.ts';
-import type { Attachment, RingAttachment } from '../core/device.ts';
-import { REQUEST_RING, type RingTraits } from '../core/ring-traits.ts';
-import type { Vring } from '../core/vring.ts';
+import { VIRTIO_F_VERSION_1 } from '../../protocol/virtio/reserved-features.ts';
+import type { Attachment } from '../core/device.ts';
 import { GUEST_OFFLOADS, hasSegmentation, tapOffloads } from './config-space.ts';
-import { type Controlled, processControlQueue } from './control.ts';
+import type { ControlCommand } from './control.ts';
 import type { NetDevice } from './device.ts';
-import type { ReceiveFormat } from './receive.ts';
+import { type DriverChoices, decodeDriverChoices, encodeDriverChoices } from './driver-choices.ts';
 import { compileReceiveFilter, ReceiveFilter } from './receive-filter.ts';
+import { controlQueueOf } from './rings.ts';
+import { NetDriverState } from './state.ts';
 
-const RECEIVE_RING: RingTraits = { offersBuffers: true, runsDisabled: false };
-/** What is sent while the ring is disabled is taken and dropped. */
-const TRANSMIT_RING: RingTraits = { offersBuffers: false, runsDisabled: true };
 /** Two tags of 4 bytes. */
 const VLAN_BYTES = 8;
 
-export class NetAttachment implements Attachment<NetAttachment>, RingAttachment, Controlled {
-  readonly shared = this;
+export class NetAttachment implements Attachment<SharedArrayBuffer> {
   readonly #device: NetDevice;
-  #accepted = 0n;
-  /** What the driver takes of the TAP: TUN_F_ bits. */
-  offloads = 0;
-  format: ReceiveFormat = { headerBytes: VIRTIO_NET_HDR_BYTES, mergeable: false, maxBytes: 0 };
-  /** Pairs that the driver uses: all it enables, unless it says so on our control queue. */
-  activePairs: number;
+  /** What data paths need to know of this driver. */
+  readonly #driver = new NetDriverState();
+  /** What the driver takes of the TAP: GUEST_ feature bits. */
+  #takes = 0n;
   /** What the driver asked for on the control queue. */
-  filter: ReceiveFilter;
+  #filter: ReceiveFilter;
   /** The same for the TAP; undefined lets everything pass. */
   #program: Uint8Array | undefined;
-  #filterChanged = false;
   /** Indices of receive and transmit rings that are started. */
   readonly #started = new Set<number>();
-  #controlRing: Vring | undefined;
+  /** The control queue is in service. */
+  #isControlled = false;
   /** The driver is asked to tell the network where it is. */
   #announces = false;
+  /** What the driver chose on another host, until it chooses again or its rings are stopped. */
+  #imported: DriverChoices | undefined;
 
-  constructor(device: NetDevice) {
+  /** @param id what the driver is called between threads */
+  constructor(device: NetDevice, id: number) {
     this.#device = device;
-    this.activePairs = device.profile.pairs;
-    this.filter = new ReceiveFilter(device.profile.mac, false);
+    this.#driver.id = id;
+    this.#driver.activePairs = device.profile.pairs;
+    this.#filter = new ReceiveFilter(device.profile.mac, false);
     this.updateFormat();
+  }
+
+  get shared(): SharedArrayBuffer {
+    return this.#driver.shared;
   }
 
   setFeatures(accepted: bigint): void {
-    this.#accepted = accepted;
-    this.offloads = tapOffloads(accepted);
+    const driver = this.#driver;
+    driver.features = accepted;
+    this.#takes = accepted & GUEST_OFFLOADS;
     // 5.1.5.1: only the first pair until the driver says otherwise, which it does by a control queue.
-    this.activePairs = hasFeature(accepted, VIRTIO_NET_F_CTRL_VQ) ? 1 : this.#device.profile.pairs;
-    this.filter = new ReceiveFilter(this.#device.profile.mac, hasFeature(accepted, VIRTIO_NET_F_CTRL_VLAN));
+    driver.activePairs = driver.hasNegotiated(VIRTIO_NET_F_CTRL_VQ) ? 1 : this.#device.profile.pairs;
+    this.#filter = new ReceiveFilter(this.#device.profile.mac, driver.hasNegotiated(VIRTIO_NET_F_CTRL_VLAN));
     this.#program = undefined;
     this.#announces = false;
+    if (this.#imported?.features === this.#deviceFeatures) this.#takeUp(this.#imported);
     this.updateFormat();
-    if (this.#device.isOwner(this)) this.#device.adopt(this);
+    this.#device.follow(this);
   }
 
-  hasNegotiated(feature: number): boolean {
-    return hasFeature(this.#accepted, feature);
+  /** What the driver accepted, without the bits of rings and transport. */
+  get #deviceFeatures(): bigint {
+    return this.#driver.features & this.#device.features;
+  }
+
+  #takeUp({ offloads, pairs, filter, announces }: DriverChoices): void {
+    this.#takes = offloads;
+    if (pairs > 0) this.#driver.activePairs = pairs;
+    this.#filter = filter;
+    this.#announces = announces;
+    this.compileFilter();
+  }
+
+  exportState(): Uint8Array {
+    if (this.#imported !== undefined) return encodeDriverChoices(this.#imported);
+    const isAsked = this.#driver.hasNegotiated(VIRTIO_NET_F_CTRL_VQ);
+    return encodeDriverChoices({
+      features: this.#deviceFeatures,
+      offloads: this.#takes,
+      pairs: isAsked ? this.activePairs : 0,
+      filter: this.#filter,
+      announces: this.#announces,
+    });
+  }
+
+  /** The front end may tell the driver's features after this. */
+  importState(state: Uint8Array): string | undefined {
+    const choices = decodeDriverChoices(state);
+    if (typeof choices === 'string') return choices;
+    const { pairs } = this.#device.profile;
+    if (choices.pairs > pairs) return `the driver uses ${choices.pairs} pairs of queues, there are ${pairs}`;
+    const missing = choices.features & ~this.#device.features;
+    if (missing !== 0n) return `the driver uses features that are not offered here: 0x${missing.toString(16)}`;
+    this.#imported = choices;
+    if (choices.features === this.#deviceFeatures) this.setFeatures(this.#driver.features);
+    return undefined;
+  }
+
+  /** TUN_F_ bits. */
+  get offloads(): number {
+    return tapOffloads(this.#takes);
+  }
+
+  /** Pairs that the driver uses: all it enables, unless it says so on our control queue. */
+  get activePairs(): number {
+    return this.#driver.activePairs;
+  }
+
+  get headerBytes(): number {
+    return this.#driver.format.headerBytes;
   }
 
   /** Follows the driver's features and the TAP's MTU. */
   updateFormat(): void {
-    const mergeable = hasFeature(this.#accepted, VIRTIO_NET_F_MRG_RXBUF);
-    const modern = mergeable || hasFeature(this.#accepted, VIRTIO_F_VERSION_1);
+    const mergeable = this.#driver.hasNegotiated(VIRTIO_NET_F_MRG_RXBUF);
+    const modern = mergeable || this.#driver.hasNegotiated(VIRTIO_F_VERSION_1);
     const headerBytes = modern ? VIRTIO_NET_HDR_BYTES : VIRTIO_NET_LEGACY_HDR_BYTES;
     const frame = hasSegmentation(this.offloads)
       ? VIRTIO_NET_MAX_PACKET_BYTES
       : Math.min(this.#device.mtu + ETHERNET_HEADER_BYTES + VLAN_BYTES, VIRTIO_NET_MAX_PACKET_BYTES);
-    this.format = { headerBytes, mergeable, maxBytes: headerBytes + frame };
+    this.#driver.format = { headerBytes, mergeable, maxBytes: headerBytes + frame };
   }
 
-  /** Index of the control queue, or -1: behind the pairs that are negotiated, 5.1.2. */
-  get #controlQueue(): number {
-    if (!this.#device.profile.controlQueue || !hasFeature(this.#accepted, VIRTIO_NET_F_CTRL_VQ)) return -1;
-    return hasFeature(this.#accepted, VIRTIO_NET_F_MQ) ? 2 * this.#device.profile.pairs : 2;
+  /** A ring was started or stopped, enabled or disabled. Returns whether it is the control queue. */
+  noteRing(index: number, started: boolean, enabled: boolean): boolean {
+    const { pairs, controlQueue } = this.#device.profile;
+    const isControl = controlQueue && index === controlQueueOf(this.#driver, pairs);
+    if (started && !isControl) this.#started.add(index);
+    else this.#started.delete(index);
+    if (isControl) this.#isControlled = started && enabled;
+    if (this.#started.size === 0 && !started) this.#imported = undefined;
+    return isControl;
   }
 
-  ringTraits(index: number): RingTraits {
-    if (index === this.#controlQueue) return REQUEST_RING;
-    return (index & 1) === 0 ? RECEIVE_RING : TRANSMIT_RING;
-  }
-
-  ringChanged(vring: Vring): void {
-    const isControl = vring.index === this.#controlQueue;
-    if (vring.started && !isControl) this.#started.add(vring.index);
-    else this.#started.delete(vring.index);
-    if (isControl) this.#controlRing = vring.started && vring.enabled ? vring : undefined;
-    else this.#device.ringChanged(this, vring);
-  }
-
-  processQueue(vring: Vring, budget: number): number {
-    if (vring.index === this.#controlQueue) return this.#processControlQueue(vring, budget);
-    if (vring.index >> 1 >= this.#device.pairs.length) return 0;
-    return this.#device.processQueue(vring, budget, this);
-  }
-
-  #processControlQueue(vring: Vring, budget: number): number {
-    const taken = processControlQueue(vring, budget, this);
-    // Before the driver is told that the commands are done.
-    if (this.#filterChanged) {
-      this.#filterChanged = false;
-      this.#program = this.hasNegotiated(VIRTIO_NET_F_CTRL_RX) ? compileReceiveFilter(this.filter) : undefined;
-      if (this.#device.isOwner(this)) this.#device.updateFilter();
+  /** Does what a command on the control queue says. False when it cannot be done, and nothing was. */
+  perform(command: ControlCommand): boolean {
+    this.#imported = undefined;
+    switch (command.kind) {
+      case 'mode':
+        this.#filter[command.mode] = command.on;
+        return true;
+      case 'tables':
+        this.#filter.unicast = command.unicast;
+        this.#filter.multicast = command.multicast;
+        return true;
+      case 'address':
+        this.#filter.mac = command.mac;
+        return true;
+      case 'vlan':
+        this.#filter.setVlan(command.id, command.passes);
+        return true;
+      case 'pairs':
+        return this.#usePairs(command.count);
+      case 'offloads':
+        return this.#useOffloads(command.features);
+      case 'announced':
+        this.#announces = false;
+        return true;
     }
-    return taken;
   }
 
-  filterChanged(): void {
-    this.#filterChanged = true;
+  /** The filter was changed: makes the TAP's from it. */
+  compileFilter(): void {
+    this.#program = this.#driver.hasNegotiated(VIRTIO_NET_F_CTRL_RX) ? compileReceiveFilter(this.#filter) : undefined;
   }
 
   /** What the TAP lets pass while rings are in service. */
@@ -130,25 +184,25 @@ export class NetAttachment implements Attachment<NetAttachment>, RingAttachment,
     return this.#started.size > 0 ? this.#program : undefined;
   }
 
-  usePairs(count: number): boolean {
+  #usePairs(count: number): boolean {
     if (count < 1 || count > this.#device.profile.pairs) return false;
-    this.activePairs = count;
-    if (this.#device.isOwner(this)) this.#device.limitPairs(count);
+    this.#driver.activePairs = count;
+    this.#device.followCommand(this);
     return true;
   }
 
-  useOffloads(features: bigint): boolean {
-    if ((features & ~(this.#accepted & GUEST_OFFLOADS)) !== 0n) return false;
-    this.offloads = tapOffloads(features);
+  #useOffloads(features: bigint): boolean {
+    if ((features & ~(this.#driver.features & GUEST_OFFLOADS)) !== 0n) return false;
+    this.#takes = features;
     this.updateFormat();
-    if (this.#device.isOwner(this)) this.#device.adopt(this);
+    this.#device.followCommand(this);
     return true;
   }
 
   readConfig(): Uint8Array {
     const { status } = this.#device;
     const bytes = this.#device.readConfig(this.#announces ? status | VIRTIO_NET_S_ANNOUNCE : status);
-    if (this.filter.mac !== undefined) bytes.set(this.filter.mac, VIRTIO_NET_CONFIG.mac);
+    if (this.#filter.mac !== undefined) bytes.set(this.#filter.mac, VIRTIO_NET_CONFIG.mac);
     return bytes;
   }
 
@@ -166,14 +220,11 @@ export class NetAttachment implements Attachment<NetAttachment>, RingAttachment,
 
   announce(address: Uint8Array): void {
     this.#device.announce(address);
-    if (this.#controlRing === undefined || !this.hasNegotiated(VIRTIO_NET_F_GUEST_ANNOUNCE)) return;
+    if (!this.#isControlled || !this.#driver.hasNegotiated(VIRTIO_NET_F_GUEST_ANNOUNCE)) return;
     // The driver knows more of its addresses than we do, if it hears of it.
     this.#announces = true;
+    this.#imported = undefined;
     this.#device.onConfigChange();
-  }
-
-  announcementAcknowledged(): void {
-    this.#announces = false;
   }
 
   saveState(): boolean {
@@ -183,6 +234,11 @@ export class NetAttachment implements Attachment<NetAttachment>, RingAttachment,
   restoreState(): void {}
 
   reset(): void {
+    this.#imported = undefined;
     this.setFeatures(0n);
+  }
+
+  close(): void {
+    this.#device.detach(this.#driver.id);
   }
 }

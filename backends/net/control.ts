@@ -44,19 +44,30 @@ import {
 import type { DescriptorChain } from '../../protocol/virtqueue/chain.ts';
 import { NO_FAULT } from '../../protocol/virtqueue/faults.ts';
 import type { Vring } from '../core/vring.ts';
-import { MAX_TABLE_ADDRESSES, MAX_VLANS, type ReceiveFilter } from './receive-filter.ts';
+import { MAX_TABLE_ADDRESSES, MAX_VLANS, type ReceiveMode } from './receive-filter.ts';
+
+/** What a well-formed command of a negotiated feature says. */
+export type ControlCommand =
+  | { readonly kind: 'mode'; readonly mode: ReceiveMode; readonly on: boolean }
+  /** Addresses of 6 bytes; undefined when they are too many. */
+  | {
+      readonly kind: 'tables';
+      readonly unicast: readonly Uint8Array[] | undefined;
+      readonly multicast: readonly Uint8Array[] | undefined;
+    }
+  | { readonly kind: 'address'; readonly mac: Uint8Array }
+  | { readonly kind: 'vlan'; readonly id: number; readonly passes: boolean }
+  /** From now on the driver uses the first `count` pairs of queues. */
+  | { readonly kind: 'pairs'; readonly count: number }
+  /** From now on the driver takes what these feature bits say. */
+  | { readonly kind: 'offloads'; readonly features: bigint }
+  | { readonly kind: 'announced' };
 
 /** What commands change. */
 export interface Controlled {
-  readonly filter: ReceiveFilter;
   hasNegotiated(feature: number): boolean;
-  /** `filter` was changed. */
-  filterChanged(): void;
-  /** From now on the driver uses the first `count` pairs of queues. False when there are not that many, or none. */
-  usePairs(count: number): boolean;
-  /** From now on the driver takes what these feature bits say. False when it did not negotiate all of them. */
-  useOffloads(features: bigint): boolean;
-  announcementAcknowledged(): void;
+  /** False when it cannot be done, and nothing was. */
+  perform(command: ControlCommand): boolean;
 }
 
 /** Serves up to `budget` commands of the ring. Returns how many there were. */
@@ -145,27 +156,24 @@ function runCommand(vring: Vring, controlled: Controlled): boolean {
     case VIRTIO_NET_CTRL_ANNOUNCE:
       if (command !== VIRTIO_NET_CTRL_ANNOUNCE_ACK) return false;
       if (!controlled.hasNegotiated(VIRTIO_NET_F_GUEST_ANNOUNCE)) return false;
-      controlled.announcementAcknowledged();
-      return true;
+      return controlled.perform({ kind: 'announced' });
     case VIRTIO_NET_CTRL_MQ: {
       if (command !== VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET || !controlled.hasNegotiated(VIRTIO_NET_F_MQ)) return false;
       const count = reader.take(2)?.getUint16(0, true);
-      return count !== undefined && controlled.usePairs(count);
+      return count !== undefined && controlled.perform({ kind: 'pairs', count });
     }
     case VIRTIO_NET_CTRL_GUEST_OFFLOADS: {
       if (command !== VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET) return false;
       if (!controlled.hasNegotiated(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS)) return false;
       const features = reader.take(8)?.getBigUint64(0, true);
-      return features !== undefined && controlled.useOffloads(features);
+      return features !== undefined && controlled.perform({ kind: 'offloads', features });
     }
     default:
       return false;
   }
 }
 
-type Mode = 'promiscuous' | 'allMulticast' | 'allUnicast' | 'noMulticast' | 'noUnicast' | 'noBroadcast';
-
-const MODES: ReadonlyMap<number, readonly [mode: Mode, feature: number]> = new Map([
+const MODES: ReadonlyMap<number, readonly [mode: ReceiveMode, feature: number]> = new Map([
   [VIRTIO_NET_CTRL_RX_PROMISC, ['promiscuous', VIRTIO_NET_F_CTRL_RX]],
   [VIRTIO_NET_CTRL_RX_ALLMULTI, ['allMulticast', VIRTIO_NET_F_CTRL_RX]],
   [VIRTIO_NET_CTRL_RX_ALLUNI, ['allUnicast', VIRTIO_NET_F_CTRL_RX_EXTRA]],
@@ -179,9 +187,7 @@ function setMode(controlled: Controlled, command: number, reader: CommandReader)
   if (mode === undefined || feature === undefined || !controlled.hasNegotiated(feature)) return false;
   const on = reader.take(1)?.getUint8(0);
   if (on === undefined || on > 1) return false;
-  controlled.filter[mode] = on === 1;
-  controlled.filterChanged();
-  return true;
+  return controlled.perform({ kind: 'mode', mode, on: on === 1 });
 }
 
 /** A table: entries le32, then 6 bytes each. Undefined when it is cut short; 'many' when it is too long to be kept. */
@@ -203,18 +209,17 @@ function setAddressTables(controlled: Controlled, reader: CommandReader): boolea
   const unicast = takeAddresses(reader);
   const multicast = takeAddresses(reader);
   if (unicast === undefined || multicast === undefined || reader.left > 0) return false;
-  controlled.filter.unicast = unicast === 'many' ? undefined : unicast;
-  controlled.filter.multicast = multicast === 'many' ? undefined : multicast;
-  controlled.filterChanged();
-  return true;
+  return controlled.perform({
+    kind: 'tables',
+    unicast: unicast === 'many' ? undefined : unicast,
+    multicast: multicast === 'many' ? undefined : multicast,
+  });
 }
 
 function setAddress(controlled: Controlled, reader: CommandReader): boolean {
   if (!controlled.hasNegotiated(VIRTIO_NET_F_CTRL_MAC_ADDR) || reader.left !== ETHERNET_ADDRESS_BYTES) return false;
   const { buffer } = reader.take(ETHERNET_ADDRESS_BYTES) as DataView;
-  controlled.filter.mac = new Uint8Array(buffer);
-  controlled.filterChanged();
-  return true;
+  return controlled.perform({ kind: 'address', mac: new Uint8Array(buffer) });
 }
 
 function setVlan(controlled: Controlled, command: number, reader: CommandReader): boolean {
@@ -222,7 +227,5 @@ function setVlan(controlled: Controlled, command: number, reader: CommandReader)
   if (!controlled.hasNegotiated(VIRTIO_NET_F_CTRL_VLAN)) return false;
   const id = reader.take(2)?.getUint16(0, true);
   if (id === undefined || id >= MAX_VLANS) return false;
-  controlled.filter.setVlan(id, command === VIRTIO_NET_CTRL_VLAN_ADD);
-  controlled.filterChanged();
-  return true;
+  return controlled.perform({ kind: 'vlan', id, passes: command === VIRTIO_NET_CTRL_VLAN_ADD });
 }

@@ -6,6 +6,18 @@ import type { Logger } from '../core/logging.ts';
 /** Kinds of host errors that get a line in the log; the rest is only counted. */
 const MAX_LOGGED_ERRORS = 8;
 
+/** Counts of packets, by name. */
+export type Counts = Readonly<Record<string, number>>;
+
+/** What several threads counted together. */
+export function sumCounts(all: readonly Counts[]): Counts {
+  const sums: Record<string, number> = {};
+  for (const counts of all) {
+    for (const [name, count] of Object.entries(counts)) sums[name] = (sums[name] ?? 0) + count;
+  }
+  return sums;
+}
+
 export class Counters {
   transmitted = 0;
   received = 0;
@@ -31,7 +43,7 @@ export class Counters {
   }
 
   /** Everything that is not 0, by name. */
-  summary(): Record<string, number> {
+  summary(): Counts {
     const { transmitted, received, malformed, discarded, oversized } = this;
     const all = { transmitted, received, malformed, discarded, oversized };
     const errors = [...this.#errors].map(([errno, count]) => [errnoName(errno), count]);

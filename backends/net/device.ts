@@ -1,165 +1,117 @@
 /**
- * The network device: it joins rings and TAP. Rings come in pairs, each with a queue of the TAP; `processQueue` submits
- * packets, `poll` hands them to the kernel and finishes them. One per daemon; each front end has an attachment with what
- * it negotiated. Source: VIRTIO 1.3, 5.1 Network Device.
+ * The network device as a front end sees it, and the TAP: link, filter, offloads, queues in use. One per daemon; each front
+ * end has an attachment with what it negotiated. Packets are moved by data paths (`data-path.ts`), one a thread, which read
+ * what they need to know in memory that they share with this (`state.ts`) and ask for changes (`main-thread.ts`). Source:
+ * VIRTIO 1.3, 5.1 Network Device.
  */
 
-import { EBADFD, EINVAL, EIO, ENOSYS, EPERM, SysError } from '../../protocol/sys/errors.ts';
-import { supportsNowait } from '../../protocol/sys/tap.ts';
-import { VHOST_USER_PROTOCOL_F_MTU, VHOST_USER_PROTOCOL_F_RARP } from '../../protocol/vhost-user/features.ts';
+import {
+  VHOST_USER_PROTOCOL_F_DEVICE_STATE,
+  VHOST_USER_PROTOCOL_F_MTU,
+  VHOST_USER_PROTOCOL_F_RARP,
+} from '../../protocol/vhost-user/features.ts';
 import { VIRTIO_NET_S_LINK_UP } from '../../protocol/virtio/net.ts';
 import { featureMask } from '../../protocol/virtio/reserved-features.ts';
-import type { DataPath, Device } from '../core/device.ts';
+import type { DataPathWorker, Device } from '../core/device.ts';
 import type { Logger } from '../core/logging.ts';
-import type { Vring } from '../core/vring.ts';
 import { NetAttachment } from './attachment.ts';
 import { encodeNetConfig, type NetProfile, netFeatures } from './config-space.ts';
-import { Counters } from './counters.ts';
-import type { Engine } from './engines/engine.ts';
-import { NullEngine } from './engines/null.ts';
-import { SyscallEngine } from './engines/syscalls.ts';
-import { UringEngine } from './engines/uring.ts';
-import { LOT } from './limits.ts';
-import { Packet, RECEIVE, TRANSMIT } from './packet.ts';
-import { QueuePair } from './queue-pair.ts';
+import type { ControlCommand } from './control.ts';
+import { Counters, type Counts, sumCounts } from './counters.ts';
+import { NetDataPath, type NetDataPathOptions, type NetWorkerData } from './data-path.ts';
+import type { MainThread } from './main-thread.ts';
+import { PathThreads } from './path-threads.ts';
 import { rarpAnnouncement } from './rarp.ts';
+import { NetTapState } from './state.ts';
 import type { Tap } from './tap.ts';
 import { TapPort } from './tap-port.ts';
 
-export class NetDevice implements Device<NetAttachment>, DataPath<NetAttachment> {
+export class NetDevice implements Device<SharedArrayBuffer>, MainThread {
   readonly type = 'net';
   readonly maxQueues: number;
   readonly features: bigint;
-  readonly protocolFeatures = featureMask(VHOST_USER_PROTOCOL_F_MTU, VHOST_USER_PROTOCOL_F_RARP);
-  readonly budget = LOT;
-  readonly isFull = false;
-  onCompletion: () => void = () => undefined;
+  readonly protocolFeatures = featureMask(
+    VHOST_USER_PROTOCOL_F_MTU,
+    VHOST_USER_PROTOCOL_F_RARP,
+    VHOST_USER_PROTOCOL_F_DEVICE_STATE,
+  );
   onConfigChange: () => void = () => undefined;
 
   readonly profile: NetProfile;
-  readonly counters: Counters;
-  readonly pairs: readonly QueuePair[];
   /** Undefined with --null. */
-  readonly tap: Tap | undefined;
+  readonly #tap: Tap | undefined;
+  readonly #state: NetTapState;
+  readonly #options: NetDataPathOptions;
   readonly #log: Logger;
-  readonly #engine: Engine;
+  readonly #counters: Counters;
+  /** What data paths counted that have ended. */
+  readonly #counts: Counts[] = [];
   readonly #port: TapPort | undefined;
+  readonly #threads: PathThreads;
+  /** The data path of this thread, when there are no others. */
+  #path: NetDataPath | undefined;
+  readonly #attachments = new Map<number, NetAttachment>();
+  #lastAttachment = 0;
   /** The attachment whose driver the TAP is set up for. */
   #owner: NetAttachment | undefined;
-  #checkIsDue = false;
 
-  /** Takes over the TAP. @throws SysError - io_uring failed in a way that is not "not to be had" */
-  constructor(tap: Tap | undefined, profile: NetProfile, log: Logger) {
-    this.tap = tap;
+  /** Takes over the TAP. @param threads that rings are spread over */
+  constructor(tap: Tap | undefined, profile: NetProfile, threads: number, log: Logger) {
+    this.#tap = tap;
     this.profile = profile;
     this.#log = log;
     this.#port = tap === undefined ? undefined : new TapPort(tap, log);
     this.maxQueues = 2 * profile.pairs + (profile.controlQueue ? 1 : 0);
     this.features = netFeatures(profile);
-    this.counters = new Counters(log);
-    const packets: Packet[] = [];
-    const make = (direction: typeof TRANSMIT | typeof RECEIVE, pair: number): Packet[] =>
-      Array.from({ length: LOT }, () => {
-        const packet = new Packet(packets.length, direction, pair);
-        packets.push(packet);
-        return packet;
-      });
-    this.pairs = Array.from({ length: profile.pairs }, (_, index) => {
-      const pair = new QueuePair(index, make(TRANSMIT, index), make(RECEIVE, index), this.counters);
-      pair.onError = (errno) => this.#onError(pair, errno);
-      pair.onReadable = () => this.onCompletion();
-      return pair;
-    });
-    this.#engine = this.#createEngine(packets);
+    this.#counters = new Counters(log);
+    this.#threads = new PathThreads(this, threads);
+    this.#state = new NetTapState(profile.pairs);
+    this.#options = {
+      pairs: profile.pairs,
+      threads,
+      hasTap: tap !== undefined,
+      controlQueue: profile.controlQueue,
+      tap: this.#state.shared,
+    };
+    this.#updateLink();
     if (tap === undefined) return;
-    this.#takeQueues(tap.fds);
+    this.#state.fds = tap.fds;
+    this.#takeQueues(tap);
     tap.onChange = () => this.#onLinkChange();
-    tap.onQueuesChange = () => this.#onQueuesChange(tap);
-  }
-
-  #createEngine(packets: readonly Packet[]): Engine {
-    const complete = (packet: Packet): void => (this.pairs[packet.pair] as QueuePair).complete(packet);
-    if (this.tap === undefined) return new NullEngine(complete);
-    const { fds } = this.tap;
-    if (!supportsNowait(fds[0] as number)) {
-      this.#log.warn('TAPs of this kernel (before 6.4) need one system call a packet, which is slower');
-      return new SyscallEngine(fds, complete);
-    }
-    try {
-      return new UringEngine(fds, packets, complete);
-    } catch (error) {
-      if (!(error instanceof SysError) || ![ENOSYS, EPERM, EINVAL].includes(error.errno)) throw error;
-      this.#log.warn(`io_uring is not to be had (${error.code}): one system call a packet, which is slower`);
-      return new SyscallEngine(fds, complete);
-    }
-  }
-
-  get engineName(): string {
-    return this.#engine.name;
-  }
-
-  get mustPoll(): boolean {
-    return this.#engine.mustPoll;
+    tap.onQueuesGone = (close) => this.#onQueuesGone(close);
+    tap.onQueuesBack = () => this.#onQueuesBack(tap);
   }
 
   attach(): NetAttachment {
-    return new NetAttachment(this);
-  }
-
-  openDataPath(): this {
-    return this;
-  }
-
-  serve(attachment: NetAttachment): NetAttachment {
+    this.#lastAttachment += 1;
+    const attachment = new NetAttachment(this, this.#lastAttachment);
+    this.#attachments.set(this.#lastAttachment, attachment);
     return attachment;
   }
 
-  /** Whether packets can pass now. */
-  get #engineWithLink(): Engine | undefined {
-    return this.tap === undefined || this.tap.running ? this.#engine : undefined;
+  /** The front end of an attachment is gone. */
+  detach(id: number): void {
+    this.#attachments.delete(id);
   }
 
-  /** Takes chains of a transmit or receive ring. Returns how many were given back or submitted for transmission. */
-  processQueue(vring: Vring, budget: number, attachment: NetAttachment): number {
-    const pair = this.pairs[vring.index >> 1] as QueuePair;
-    if ((vring.index & 1) === 1) {
-      // A driver may send by a pair that it does not receive with.
-      const queue = pair.attached ? pair.index : 0;
-      return pair.transmitter.run(vring, budget, attachment.format.headerBytes, queue, this.#engineWithLink);
-    }
-    vring.noteEnough();
-    if (this.tap?.isOpen !== true || !(pair.attached || this.#beginToUse(pair, vring, attachment))) return 0;
-    return pair.receiver.run(vring, budget, attachment.format, this.#engine);
+  openDataPath(): NetDataPath {
+    this.#path = new NetDataPath(this.#options, () => this, this.#log);
+    return this.#path;
   }
 
-  /** A driver that brings the first buffers to a pair begins to use it. Returns whether it does. */
-  #beginToUse(pair: QueuePair, vring: Vring, attachment: NetAttachment): boolean {
-    if (!pair.usable || pair.index >= attachment.activePairs) return false;
-    if (vring.offers(1)) this.#attach(pair);
-    else vring.noteShort();
-    return pair.attached;
-  }
-
-  poll(): number {
-    this.#engine.poll();
-    let packets = 0;
-    for (let i = 0; i < this.pairs.length; i += 1) packets += (this.pairs[i] as QueuePair).finish();
-    return packets;
-  }
-
-  /** Packets of the TAP wake the pump when a ring has buffers for them; else the driver does, when it brings some. */
-  arm(): void {
-    for (const pair of this.pairs) pair.arm();
+  /** Asked for once, by whoever starts the threads. */
+  get worker(): DataPathWorker {
+    const data = { options: this.#options, link: this.#threads.open() } satisfies NetWorkerData;
+    return { module: new URL('./data-path.js', import.meta.url).href, data, laneOf: (ring) => ring >> 1 };
   }
 
   /** The rings of an attachment came into service or left it: the TAP follows what its driver negotiated. */
-  ringChanged(attachment: NetAttachment, vring: Vring): void {
-    const pair = this.pairs[vring.index >> 1];
-    if (vring.started) this.adopt(attachment);
-    else this.updateFilter();
-    if (pair === undefined) return;
-    if ((vring.index & 1) === 0) pair.receiveRing = vring.started && vring.enabled ? vring : undefined;
-    if (!vring.enabled || !vring.started) this.#detach([pair]);
+  ringChanged(driver: number, ring: number, started: boolean, enabled: boolean): void {
+    const attachment = this.#attachments.get(driver);
+    if (attachment === undefined || attachment.noteRing(ring, started, enabled)) return;
+    if (started) this.adopt(attachment);
+    else this.#updateFilter();
+    if (!enabled || !started) this.#detach([ring >> 1]);
   }
 
   /** Makes the TAP speak as this attachment's driver wants it to. */
@@ -168,95 +120,124 @@ export class NetDevice implements Device<NetAttachment>, DataPath<NetAttachment>
     let stale = this.#owner !== attachment;
     this.#owner = attachment;
     attachment.updateFormat();
-    this.limitPairs(attachment.activePairs);
-    this.updateFilter();
-    stale = this.#port?.configure(attachment.offloads, attachment.format.headerBytes) === true || stale;
+    this.#limitPairs(attachment.activePairs);
+    this.#updateFilter();
+    stale = this.#port?.configure(attachment.offloads, attachment.headerBytes) === true || stale;
     if (!stale) return;
-    for (const pair of this.pairs) pair.receiver.reset();
+    this.#state.noteStale();
     this.#port?.purge();
   }
 
-  /** Whether `attachment` is the one that the TAP is set up for. */
-  isOwner(attachment: NetAttachment): boolean {
-    return this.#owner === attachment;
+  /** The attachment's driver negotiated anew. If the TAP is set up for it, that follows. */
+  follow(attachment: NetAttachment): void {
+    this.#threads.quietly(() => {
+      if (this.#owner === attachment) this.adopt(attachment);
+    });
   }
 
-  /** Puts the filter of the driver onto the TAP. */
-  updateFilter(): void {
+  /** The same for what it says on the control queue: other threads are quiet by now. */
+  followCommand(attachment: NetAttachment): void {
+    if (this.#owner === attachment) this.adopt(attachment);
+  }
+
+  perform(driver: number, command: ControlCommand): boolean {
+    return this.#attachments.get(driver)?.perform(command) === true;
+  }
+
+  applyFilter(driver: number): void {
+    const attachment = this.#attachments.get(driver);
+    attachment?.compileFilter();
+    if (this.#owner === attachment) this.#updateFilter();
+  }
+
+  #updateFilter(): void {
     this.#port?.setFilter(this.#owner?.filterProgram);
   }
 
   /** Puts the TAP's queues behind the pairs. Only the first is in use until a driver uses others. */
-  #takeQueues(fds: readonly number[]): void {
-    fds.forEach((fd, i) => {
-      const pair = this.pairs[i] as QueuePair;
-      pair.setQueue(fd);
-      pair.attached = true;
-    });
+  #takeQueues(tap: Tap): void {
+    const all = tap.fds.map((_, pair) => pair);
+    for (const pair of all) this.#state.setAttached(pair, true);
     this.#port?.renew();
-    this.#detach(this.pairs);
+    this.#detach(all);
+    this.#state.isOpen = true;
+    this.#updateLink();
   }
 
-  /** The driver uses this pair: the TAP may put packets there. */
-  #attach(pair: QueuePair): void {
-    if (pair.fd === undefined || this.#port === undefined) return;
-    pair.attached = this.#port.setAttached([pair.fd], true);
-    // Not again and again for every packet.
-    pair.usable = pair.attached;
+  attachPair(pair: number): boolean {
+    const fd = this.#state.isOpen ? this.#tap?.fds[pair] : undefined;
+    const attached = fd !== undefined && this.#port?.setAttached([fd], true) === true;
+    this.#state.setAttached(pair, attached);
+    return attached;
   }
 
   /** The driver does not use these pairs: packets go to others. The first one keeps the carrier up. */
-  #detach(pairs: readonly QueuePair[]): void {
+  #detach(pairs: readonly number[]): void {
     const fds: number[] = [];
     for (const pair of pairs) {
-      if (pair.index === 0 || !pair.attached || pair.fd === undefined) continue;
-      pair.attached = false;
-      fds.push(pair.fd);
+      const fd = this.#tap?.fds[pair];
+      if (pair === 0 || fd === undefined || !this.#state.isAttached(pair)) continue;
+      this.#state.setAttached(pair, false);
+      fds.push(fd);
     }
     if (fds.length > 0) this.#port?.setAttached(fds, false);
   }
 
   /** The driver uses the first `count` pairs from now on. */
-  limitPairs(count: number): void {
-    this.#detach(this.pairs.slice(count));
+  #limitPairs(count: number): void {
+    this.#detach(Array.from({ length: this.profile.pairs - count }, (_, i) => count + i));
   }
 
-  /** A call of the kernel failed, and a packet may be lost. */
-  #onError(pair: QueuePair, errno: number): void {
-    this.counters.noteError(errno);
-    // It may fail again at once, and must not keep us busy.
-    pair.rest();
-    // Deleted, or down: the link's state tells what is to be done, but not in the middle of a pass.
-    if ((errno !== EBADFD && errno !== EIO) || this.#checkIsDue) return;
-    this.#checkIsDue = true;
-    setImmediate(() => {
-      this.#checkIsDue = false;
-      this.tap?.check();
-    });
+  tapFailed(): void {
+    this.#tap?.check();
   }
 
   #onLinkChange(): void {
+    this.#updateLink();
     if (this.#owner !== undefined) this.#owner.updateFormat();
     this.onConfigChange();
-    this.onCompletion();
+    this.#wake();
   }
 
-  #onQueuesChange(tap: Tap): void {
-    for (const pair of this.pairs) pair.setQueue(undefined);
-    if (!tap.isOpen) return;
-    this.#engine.replaceQueues(tap.fds);
-    this.#takeQueues(tap.fds);
-    this.onCompletion();
+  /** What is sent while the queues are not in place would be lost as well, with an error. */
+  #updateLink(): void {
+    this.#state.link = this.#tap === undefined || (this.#tap.running && this.#state.isOpen);
+  }
+
+  #wake(): void {
+    this.#path?.wake();
+    this.#threads.wake();
+  }
+
+  #onQueuesGone(close: () => void): void {
+    this.#state.isOpen = false;
+    this.#updateLink();
+    this.#changeQueues([], close);
+  }
+
+  #onQueuesBack(tap: Tap): void {
+    this.#changeQueues(tap.fds, () => {
+      // It may be gone again.
+      if (!tap.isOpen) return;
+      this.#takeQueues(tap);
+      this.#wake();
+    });
+  }
+
+  #changeQueues(fds: readonly number[], done: () => void): void {
+    this.#state.fds = fds;
+    this.#path?.takeQueues();
+    this.#threads.changeQueues(done);
   }
 
   /** The status field: VIRTIO_NET_S_ bits. */
   get status(): number {
-    return this.tap === undefined || this.tap.running ? VIRTIO_NET_S_LINK_UP : 0;
+    return this.#tap === undefined || this.#tap.running ? VIRTIO_NET_S_LINK_UP : 0;
   }
 
   /** Bytes that may come in one frame: the interface's MTU, which may change. */
   get mtu(): number {
-    return this.tap?.mtu ?? this.profile.mtu;
+    return this.#tap?.mtu ?? this.profile.mtu;
   }
 
   readConfig(status: number): Uint8Array {
@@ -266,19 +247,20 @@ export class NetDevice implements Device<NetAttachment>, DataPath<NetAttachment>
   /** SEND_RARP: the guest runs here now; switches learn it from a packet of its address. */
   announce(address: Uint8Array): void {
     const result = this.#port?.send(rarpAnnouncement(address)) ?? 0;
-    if (result < 0) this.counters.noteError(-result);
+    if (result < 0) this.#counters.noteError(-result);
   }
 
-  shutDown(): void {}
+  leave(counts: Counts): void {
+    this.#counts.push(counts);
+  }
 
   reload(): void {
-    this.tap?.reload();
+    this.#tap?.reload();
   }
 
   close(): void {
-    this.#log.info(this.counters.summary(), 'packets since the start');
-    for (const pair of this.pairs) pair.setQueue(undefined);
-    this.#engine.close();
-    this.tap?.close();
+    this.#log.info(sumCounts([...this.#counts, this.#counters.summary()]), 'packets since the start');
+    this.#threads.close();
+    this.#tap?.close();
   }
 }

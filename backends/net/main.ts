@@ -20,9 +20,9 @@ async function open(options: NetOptions, log: Logger): Promise<readonly Service[
     controlQueue: options.ctrlVq,
     uso: tap?.uso ?? true,
   };
-  const device = new NetDevice(tap, profile, log);
+  const device = new NetDevice(tap, profile, options.threads, log);
   const where = tap === undefined ? 'nothing' : `${tap.name} (MTU ${tap.mtu}, link ${tap.running ? 'up' : 'down'})`;
-  log.info({ tap: tap?.name, engine: device.engineName }, `serving ${where} by ${device.engineName}`);
+  log.info({ tap: tap?.name }, `serving ${where}`);
   return [{ device, options, log }];
 }
 

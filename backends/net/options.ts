@@ -3,7 +3,14 @@
 import { InvalidArgumentError, Option } from 'commander';
 import { IFNAMSIZ } from '../../protocol/sys/tap.ts';
 import { VIRTIO_NET_MAX_MTU, VIRTIO_NET_MIN_MTU } from '../../protocol/virtio/net.ts';
-import { type CoreOptions, checkCoreOptions, createCommand, UsageError, wholeNumber } from '../core/options.ts';
+import {
+  type CoreOptions,
+  checkCoreOptions,
+  createCommand,
+  threadsOption,
+  UsageError,
+  wholeNumber,
+} from '../core/options.ts';
 import { parseIpv4, parseIpv6, parseMac } from './addresses.ts';
 import { MAX_PAIRS } from './limits.ts';
 import type { TapOptions } from './tap-setup.ts';
@@ -14,6 +21,7 @@ export interface NetOptions extends CoreOptions, TapOptions {
   /** The guest's address, 6 bytes. */
   readonly mac?: Uint8Array;
   readonly ctrlVq: boolean;
+  readonly threads: number;
   /** Mbit/s; 0 when unknown. */
   readonly speed: number;
 }
@@ -93,6 +101,7 @@ export function parseNetOptions(argv: readonly string[], version: string): NetOp
         .argParser(wholeNumber(1, MAX_PAIRS))
         .default(1),
     )
+    .addOption(threadsOption())
     .option(
       '--ctrl-vq',
       'serve the control queue: for User-mode Linux; QEMU and Cloud Hypervisor serve it themselves',
@@ -109,6 +118,10 @@ export function parseNetOptions(argv: readonly string[], version: string): NetOp
   checkCoreOptions(options);
   if (options.tap === undefined && options.tapFd === undefined && options.null !== true) {
     throw new UsageError('one of --tap, --tap-fd and --null is needed');
+  }
+  const { threads, numQueuePairs } = options;
+  if (threads > numQueuePairs) {
+    throw new UsageError(`--threads=${threads}: --num-queue-pairs=${numQueuePairs} leaves nothing to do for so many`);
   }
   return options;
 }

@@ -5,6 +5,7 @@ import type { Vring } from '../core/vring.ts';
 import type { Counters } from './counters.ts';
 import { type Packet, TRANSMIT } from './packet.ts';
 import { Receiver } from './receive.ts';
+import type { NetTapState } from './state.ts';
 import { Transmitter } from './transmit.ts';
 
 /** How long not to listen after an error. */
@@ -18,25 +19,38 @@ export class QueuePair {
   onReadable: () => void = () => undefined;
   /** Called with each errno of a packet that did not get through, but EAGAIN. */
   onError: (errno: number) => void = () => undefined;
-  /** The TAP puts packets into this queue. */
-  attached = true;
-  /** The TAP did not refuse to. */
+  /** The TAP did not refuse to put packets into this queue. */
   usable = true;
   /** The receive ring while it is started and enabled. */
   receiveRing: Vring | undefined;
   /** The queue's descriptor; undefined while there is no TAP. Not owned. */
   fd: number | undefined;
+  readonly #tap: NetTapState;
+  /** `stale` of the TAP when packets were delivered last. */
+  #stale = 0;
   #watch: Watch | undefined;
   #armed = false;
   #resting = false;
   /** Packets sent in this pass. */
   #transmitted = 0;
 
-  constructor(index: number, transmit: readonly Packet[], receive: readonly Packet[], counters: Counters) {
+  constructor(
+    index: number,
+    tap: NetTapState,
+    transmit: readonly Packet[],
+    receive: readonly Packet[],
+    counters: Counters,
+  ) {
     this.index = index;
+    this.#tap = tap;
     const onError = (errno: number): void => this.onError(errno);
     this.transmitter = new Transmitter(transmit, counters, onError);
     this.receiver = new Receiver(receive, counters, onError);
+  }
+
+  /** The TAP puts packets into this queue. */
+  get attached(): boolean {
+    return this.#tap.isAttached(this.index);
   }
 
   /** Takes another descriptor; called before the old one is closed. */
@@ -70,6 +84,13 @@ export class QueuePair {
       this.#resting = false;
       this.onReadable();
     }, REST_MS).unref();
+  }
+
+  /** Forgets packets that were read and must not be delivered any more. */
+  dropStale(): void {
+    if (this.#stale === this.#tap.stale) return;
+    this.#stale = this.#tap.stale;
+    this.receiver.reset();
   }
 
   #disarm(): void {

@@ -19,9 +19,20 @@ export const MAX_TABLE_ADDRESSES = 64;
 export const MAX_VLANS = 4096;
 const VLANS_PER_WORD = 32;
 
+/** Modes of VIRTIO_NET_CTRL_RX, in the order of its commands. */
+export const RECEIVE_MODES = [
+  'promiscuous',
+  'allMulticast',
+  'allUnicast',
+  'noMulticast',
+  'noUnicast',
+  'noBroadcast',
+] as const;
+export type ReceiveMode = (typeof RECEIVE_MODES)[number];
+
 /** What the driver told of the packets it wants. */
-export class ReceiveFilter {
-  // VIRTIO_NET_CTRL_RX modes. Until the driver says otherwise everything passes.
+export class ReceiveFilter implements Record<ReceiveMode, boolean> {
+  // Until the driver says otherwise everything passes.
   promiscuous = true;
   allMulticast = false;
   allUnicast = false;

@@ -27,8 +27,10 @@ const MAX_RETRY_MS = 5000;
 export class Tap {
   /** Called when link or MTU changed. */
   onChange: () => void = () => undefined;
-  /** Called when the queues are gone, before their descriptors are closed, and when there are new ones. */
-  onQueuesChange: () => void = () => undefined;
+  /** Called when the queues are gone; `close` closes their descriptors, when nobody uses them any more. */
+  onQueuesGone: (close: () => void) => void = (close) => close();
+  /** Called when there are new ones. */
+  onQueuesBack: () => void = () => undefined;
   name: string;
   /** Up, with a carrier. A TAP of another network namespace is taken for that. */
   running = false;
@@ -122,8 +124,9 @@ export class Tap {
     this.running = false;
     this.#lastComplaint = '';
     this.#retryMs = RETRY_MS;
-    this.onQueuesChange();
-    for (const queue of lost) queue.close();
+    this.onQueuesGone(() => {
+      for (const queue of lost) queue.close();
+    });
   }
 
   /** Opens the TAP again, if somebody made it again. */
@@ -152,7 +155,7 @@ export class Tap {
     this.#queues = queues;
     this.name = name;
     this.#log.info(`${name} is back`);
-    this.onQueuesChange();
+    this.onQueuesBack();
   }
 
   /** SIGHUP: makes the TAP again if it was deleted, and looks at its state. */

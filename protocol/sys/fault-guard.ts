@@ -1,9 +1,11 @@
 /**
  * Survives a peer that truncates shared memory after it was mapped. Touching such a page raises SIGBUS, which no
- * JavaScript handler can see; this module installs a handler of a few dozen machine instructions that replaces the whole
- * guarded mapping by anonymous zero pages and marks it, so that the interrupted instruction completes and the session
- * that owns the mapping can be closed at the next look. A fault outside every guarded range keeps its default action.
- * See docs/adr/0004-truncated-guest-memory.md.
+ * JavaScript handler can see; this module installs a handler of a few dozen machine instructions that puts an anonymous
+ * zero page in the place of the missing one and marks the mapping, so that the interrupted instruction completes and the
+ * session that owns the mapping can be closed at the next look. Other missing pages stay missing: a system call that is
+ * given one fails instead of finding zeros. Each such page splits a mapping, of which the kernel allows some 65,000: after
+ * 4096 of them, and where the pages are huge, the whole guarded mapping is replaced. A fault outside every guarded range
+ * keeps its default action. See docs/adr/0004-truncated-guest-memory.md.
  *
  * Handler and table are the process's, whichever of its threads came first: this module exists once a thread, and later
  * ones find the table through the handler that is installed. The main thread comes first, before it starts others.
@@ -11,8 +13,9 @@
  * Table, read by the handler on any thread:
  *
  *     0   u64  number of slots in use (high-water mark)
+ *     8   u32  pages replaced one by one, in all mappings that are guarded
  *     16  struct kernel_sigaction, all zero = SIG_DFL (32 bytes)
- *     64  slot[i] = { start u64, end u64, faulted u32, taken u32, reserved u64 }
+ *     64  slot[i] = { start u64, end u64, faulted u32, taken u32, pages u32 replaced one by one, reserved u32 }
  *
  * While a slot changes its range is empty: `end` is set last and cleared first.
  */
@@ -32,29 +35,41 @@ const PAGE_BYTES = 4096;
 /** x86-64, System V: handler(rdi = signal, rsi = siginfo). `TABLE` stands for the table's address (8 bytes). */
 const TABLE = -1;
 const HANDLER_X64: readonly number[] = [
-  ...[0x4c, 0x8b, 0x46, 0x10], //                    mov r8, [rsi+16]       si_addr
-  ...[0x49, 0xb9, TABLE], //                         movabs r9, TABLE
-  ...[0x49, 0x8b, 0x09], //                          mov rcx, [r9]          slots in use
-  ...[0x49, 0x83, 0xc1, 0x40], //                    add r9, 64
-  ...[0x48, 0x85, 0xc9, 0x74, 0x48], //        next: test rcx, rcx; jz miss
-  ...[0x4d, 0x3b, 0x01, 0x72, 0x3a], //              cmp r8, [r9]; jb skip
-  ...[0x4d, 0x3b, 0x41, 0x08, 0x73, 0x34], //        cmp r8, [r9+8]; jae skip
-  ...[0x49, 0x8b, 0x39], //                          mov rdi, [r9]          addr = start
-  ...[0x49, 0x8b, 0x71, 0x08, 0x48, 0x29, 0xfe], //  mov rsi, [r9+8]; sub rsi, rdi   length
-  ...[0x41, 0xc7, 0x41, 0x10, 0x01, 0, 0, 0], //     mov dword [r9+16], 1   faulted
-  ...[0xba, 0x03, 0, 0, 0], //                       mov edx, PROT_READ|PROT_WRITE
-  ...[0x41, 0xba, 0x32, 0x40, 0, 0], //              mov r10d, PRIVATE|FIXED|ANONYMOUS|NORESERVE
-  ...[0x49, 0xc7, 0xc0, 0xff, 0xff, 0xff, 0xff], //  mov r8, -1
-  ...[0x45, 0x31, 0xc9], //                          xor r9d, r9d
-  ...[0xb8, 0x09, 0, 0, 0, 0x0f, 0x05], //           mov eax, SYS_mmap; syscall
-  ...[0x48, 0x85, 0xc0, 0x78, 0x0a, 0xc3], //        test rax, rax; js miss; ret
-  ...[0x49, 0x83, 0xc1, 0x20], //              skip: add r9, 32
-  ...[0x48, 0xff, 0xc9, 0xeb, 0xb3], //              dec rcx; jmp next
-  ...[0xbf, 0x07, 0, 0, 0], //                 miss: mov edi, SIGBUS
-  ...[0x48, 0xbe, TABLE], //                         movabs rsi, TABLE
-  ...[0x48, 0x83, 0xc6, 0x10], //                    add rsi, 16            SIG_DFL
-  ...[0x31, 0xd2, 0x41, 0xba, 0x08, 0, 0, 0], //     xor edx, edx; mov r10d, 8
-  ...[0xb8, 0x0d, 0, 0, 0, 0x0f, 0x05, 0xc3], //     mov eax, SYS_rt_sigaction; syscall; ret
+  ...[0x4c, 0x8b, 0x46, 0x10], //                                   mov r8, [rsi+16]       si_addr
+  ...[0x49, 0xb9, TABLE], //                                        movabs r9, TABLE
+  ...[0x49, 0x8b, 0x09], //                                         mov rcx, [r9]          slots in use
+  ...[0x49, 0x83, 0xc1, 0x40], //                                   add r9, 64
+  ...[0x48, 0x85, 0xc9, 0x74, 0x6a], //                       next: test rcx, rcx; jz miss
+  ...[0x4d, 0x3b, 0x01, 0x72, 0x5c], //                             cmp r8, [r9]; jb skip
+  ...[0x4d, 0x3b, 0x41, 0x08, 0x73, 0x56], //                       cmp r8, [r9+8]; jae skip
+  ...[0x41, 0xc7, 0x41, 0x10, 0x01, 0x00, 0x00, 0x00], //           mov dword [r9+16], 1   faulted
+  ...[0x48, 0xb8, TABLE], //                                        movabs rax, TABLE
+  ...[0x81, 0x78, 0x08, 0x00, 0x10, 0x00, 0x00], //                 cmp dword [rax+8], 4096
+  ...[0x73, 0x26], //                                               jae whole
+  ...[0xf0, 0xff, 0x40, 0x08], //                                   lock inc dword [rax+8]
+  ...[0xf0, 0x41, 0xff, 0x41, 0x18], //                             lock inc dword [r9+24]
+  ...[0x4c, 0x89, 0xc7], //                                         mov rdi, r8
+  ...[0x48, 0x81, 0xe7, 0x00, 0xf0, 0xff, 0xff], //                 and rdi, -4096         addr = the page
+  ...[0xbe, 0x00, 0x10, 0x00, 0x00], //                             mov esi, 4096          length
+  ...[0x41, 0x51, 0xe8, 0x48, 0x00, 0x00, 0x00, 0x41, 0x59], //      push r9; call map; pop r9
+  ...[0x48, 0x85, 0xc0, 0x79, 0x14], //                             test rax, rax; jns done
+  ...[0x49, 0x8b, 0x39], //                                   whole: mov rdi, [r9]         addr = start
+  ...[0x49, 0x8b, 0x71, 0x08, 0x48, 0x29, 0xfe], //                 mov rsi, [r9+8]; sub rsi, rdi   length
+  ...[0xe8, 0x32, 0x00, 0x00, 0x00], //                             call map
+  ...[0x48, 0x85, 0xc0, 0x78, 0x0a], //                             test rax, rax; js miss
+  ...[0xc3], //                                               done: ret
+  ...[0x49, 0x83, 0xc1, 0x20], //                             skip: add r9, 32
+  ...[0x48, 0xff, 0xc9, 0xeb, 0x91], //                             dec rcx; jmp next
+  ...[0xbf, 0x07, 0x00, 0x00, 0x00], //                       miss: mov edi, SIGBUS
+  ...[0x48, 0xbe, TABLE], //                                        movabs rsi, TABLE
+  ...[0x48, 0x83, 0xc6, 0x10], //                                   add rsi, 16            SIG_DFL
+  ...[0x31, 0xd2, 0x41, 0xba, 0x08, 0x00, 0x00, 0x00], //           xor edx, edx; mov r10d, 8
+  ...[0xb8, 0x0d, 0x00, 0x00, 0x00, 0x0f, 0x05, 0xc3], //           mov eax, SYS_rt_sigaction; syscall; ret
+  ...[0xba, 0x03, 0x00, 0x00, 0x00], //                       map:  mov edx, PROT_READ|PROT_WRITE
+  ...[0x41, 0xba, 0x32, 0x40, 0x00, 0x00], //                       mov r10d, PRIVATE|FIXED|ANONYMOUS|NORESERVE
+  ...[0x49, 0xc7, 0xc0, 0xff, 0xff, 0xff, 0xff], //                 mov r8, -1
+  ...[0x45, 0x31, 0xc9], //                                         xor r9d, r9d
+  ...[0xb8, 0x09, 0x00, 0x00, 0x00, 0x0f, 0x05, 0xc3], //           mov eax, SYS_mmap; syscall; ret
 ];
 
 interface Table {
@@ -100,6 +115,8 @@ export function installFaultGuard(): void {
 const startOf = (slot: number): number => SLOT_START + slot * SLOT_BYTES;
 const faultedWord = (slot: number): number => (startOf(slot) + 16) / 4;
 const takenWord = (slot: number): number => (startOf(slot) + 20) / 4;
+const pagesWord = (slot: number): number => (startOf(slot) + 24) / 4;
+const SINGLE_PAGES_WORD = 2;
 
 function takeSlot({ words }: Table): number {
   for (let slot = 0; slot < MAX_SLOTS; slot += 1) {
@@ -135,5 +152,6 @@ export function unguard(slot: number): void {
   if (slot === -1 || table === undefined) return;
   table.memory.setU64(startOf(slot) + 8, 0);
   table.memory.setU64(startOf(slot), 0);
+  Atomics.sub(table.words, SINGLE_PAGES_WORD, Atomics.exchange(table.words, pagesWord(slot), 0));
   Atomics.store(table.words, takenWord(slot), 0);
 }

@@ -114,19 +114,20 @@ export class UserFault {
   }
 }
 
+/** An empty file. Of a mapping of it, nothing is there. @throws SysError - EMFILE */
+export function createEmptyFile(): OwnedFd {
+  return new OwnedFd(checked(libc.memfd_create('abandoned', MFD_CLOEXEC), 'memfd_create'));
+}
+
 /**
- * Lets those go on who wait for pages that will never come, by failure: system calls get EFAULT, JavaScript finds the range
+ * Lets those go on who wait for pages that will never come, by failure: system calls get EFAULT, JavaScript finds the page
  * truncated (fault-guard.ts). Going on with zeros would have them written to a disk. For another thread than those that
  * wait: the range is one that was registered with the userfaultfd `fd`, and is of no more use.
+ * @param empty a file of createEmptyFile
  * @throws SysError
  */
-export function abandonFaults(fd: number, address: number, length: number): void {
-  const nothing = new OwnedFd(checked(libc.memfd_create('abandoned', MFD_CLOEXEC), 'memfd_create'));
-  try {
-    mappedAddress(libc.mmap(address, length, PROT_READ_WRITE, MAP_SHARED_FIXED, nothing.fd, 0));
-  } finally {
-    nothing.close();
-  }
+export function abandonFaults(fd: number, empty: number, address: number, length: number): void {
+  mappedAddress(libc.mmap(address, length, PROT_READ_WRITE, MAP_SHARED_FIXED, empty, 0));
   argument.setU64(0, address);
   argument.setU64(8, length);
   checked(libc.ioctl(fd, UFFDIO_WAKE, argument.address), 'ioctl', 'UFFDIO_WAKE');

@@ -38,7 +38,10 @@ const ACCEPTED = [
   PROTOCOL.INFLIGHT_SHMFD,
   PROTOCOL.RESET_DEVICE,
   PROTOCOL.CONFIGURE_MEM_SLOTS,
+  PROTOCOL.LOG_SHMFD,
+  PROTOCOL.STATUS,
 ];
+const PACKED = bits(FEATURE.VERSION_1, FEATURE.PROTOCOL_FEATURES, FEATURE.RING_PACKED, FEATURE.IN_ORDER);
 const daemon = hostileDaemon({ numQueues: QUEUES, readOnly: true });
 
 /** One thing to do to the daemon. `run` must not wait for an answer. */
@@ -104,11 +107,20 @@ const mask = fc.oneof(
   { weight: 6, arbitrary: fc.constant(bits(FEATURE.VERSION_1, FEATURE.PROTOCOL_FEATURES, FEATURE.FLUSH, FEATURE.RO)) },
   {
     weight: 2,
-    arbitrary: fc.constantFrom(0n, bits(FEATURE.VERSION_1), bits(FEATURE.INDIRECT_DESC, FEATURE.EVENT_IDX)),
+    arbitrary: fc.constantFrom(
+      0n,
+      bits(FEATURE.VERSION_1),
+      bits(FEATURE.INDIRECT_DESC, FEATURE.EVENT_IDX),
+      PACKED,
+      PACKED | bits(FEATURE.EVENT_IDX, FEATURE.LOG_ALL),
+    ),
   },
   { weight: 1, arbitrary: fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }) },
 );
-const size = fc.oneof({ weight: 8, arbitrary: fc.constantFrom(QUEUE_SIZE, 8, 1) }, { weight: 1, arbitrary: fc.nat() });
+const size = fc.oneof(
+  { weight: 8, arbitrary: fc.constantFrom(QUEUE_SIZE, 8, 1, 13) },
+  { weight: 1, arbitrary: fc.nat() },
+);
 
 const steps = fc.oneof(
   sendStep(REQUEST.GET_FEATURES, fc.constant(new Uint8Array(0))),
@@ -165,7 +177,28 @@ const steps = fc.oneof(
   ),
   sendStep(
     REQUEST.SET_VRING_BASE,
-    fc.tuple(ring, fc.nat(70_000)).map(([index, num]) => vringState(index, num)),
+    fc
+      .tuple(ring, fc.oneof(fc.nat(70_000), fc.constantFrom(0x8000_8000, 0x8005_8003, 0x0001_8001, 0xffff_ffff)))
+      .map(([index, num]) => vringState(index, num)),
+  ),
+  sendStep(
+    REQUEST.VRING_KICK,
+    ring.map((index) => vringState(index, 0)),
+  ),
+  sendStep(
+    REQUEST.SET_LOG_BASE,
+    fc.tuple(fc.constantFrom(0, 64, 0x1000, 0x20_0000), fc.constantFrom(0, 1, 0x1000)).map(([size, offset]) => {
+      const bytes = new Uint8Array(16);
+      new DataView(bytes.buffer).setBigUint64(0, BigInt(size), true);
+      new DataView(bytes.buffer).setBigUint64(8, BigInt(offset), true);
+      return bytes;
+    }),
+    ['memory'],
+  ),
+  sendStep(REQUEST.SET_LOG_FD, fc.constant(new Uint8Array(0)), ['event']),
+  sendStep(
+    REQUEST.SET_STATUS,
+    fc.constantFrom(0, 1, 3, 11, 15, 0x1_0000).map((status) => u64(status)),
   ),
   {
     weight: 2,

@@ -6,7 +6,7 @@
 
 import fc from 'fast-check';
 import { afterAll, describe, expect, it } from 'vitest';
-import type { Attachment } from '../../backends/core/device.ts';
+import type { RingAttachment } from '../../backends/core/device.ts';
 import type { Logger } from '../../backends/core/logging.ts';
 import { Vring, type VringHost } from '../../backends/core/vring.ts';
 import { Counters } from '../../backends/net/counters.ts';
@@ -47,14 +47,18 @@ const log = { info: silent, warn: silent, error: silent } as unknown as Logger;
 
 const host: VringHost = {
   memory,
+  iotlb: undefined,
+  dirtyLog: undefined,
+  ringFeatures: { packed: false, indirect: true, eventIdx: true, inOrder: false },
   log,
   attachment: {
     ringTraits: () => ({ offersBuffers: true, runsDisabled: false }),
     ringChanged: silent,
-  } as unknown as Attachment,
+  } as unknown as RingAttachment,
   wake: silent,
   memoryFaulted: false,
   onMemoryFault: silent,
+  requestTranslations: silent,
 };
 
 interface Shape {
@@ -206,10 +210,8 @@ class World {
   #createVring(base: number): Vring {
     const vring = new Vring(0, host);
     const { table, avail, used } = this.driver;
-    vring.size = SIZE;
-    vring.base = base;
-    vring.addresses = { descriptor: ram.user(table), available: ram.user(avail), used: ram.user(used) };
-    vring.start(undefined, { indirect: true, eventIdx: true }, this.inflight);
+    const addresses = { descriptor: ram.user(table), available: ram.user(avail), used: ram.user(used) };
+    vring.start({ size: SIZE, base, addresses, usedLog: undefined, inflight: this.inflight });
     vring.enabled = true;
     return vring;
   }

@@ -5,7 +5,7 @@
 
 import fc from 'fast-check';
 import { afterAll, expect, it } from 'vitest';
-import type { Attachment } from '../../backends/core/device.ts';
+import type { RingAttachment } from '../../backends/core/device.ts';
 import type { Logger } from '../../backends/core/logging.ts';
 import { Vring, type VringHost } from '../../backends/core/vring.ts';
 import { Counters } from '../../backends/net/counters.ts';
@@ -47,14 +47,18 @@ const log = { info: silent, warn: silent, error: silent } as unknown as Logger;
 
 const host: VringHost = {
   memory,
+  iotlb: undefined,
+  dirtyLog: undefined,
+  ringFeatures: { packed: false, indirect: true, eventIdx: true, inOrder: false },
   log,
   attachment: {
     ringTraits: () => ({ offersBuffers: false, runsDisabled: true }),
     ringChanged: silent,
-  } as unknown as Attachment,
+  } as unknown as RingAttachment,
   wake: silent,
   memoryFaulted: false,
   onMemoryFault: silent,
+  requestTranslations: silent,
 };
 
 interface Shape {
@@ -169,9 +173,8 @@ class World {
     this.transmitter = new Transmitter(packets, this.counters, silent);
     this.tap.complete = (packet) => this.transmitter.complete(packet);
     const { table, avail, used } = this.driver;
-    this.vring.size = SIZE;
-    this.vring.addresses = { descriptor: ram.user(table), available: ram.user(avail), used: ram.user(used) };
-    this.vring.start(undefined, { indirect: true, eventIdx: true }, undefined);
+    const addresses = { descriptor: ram.user(table), available: ram.user(avail), used: ram.user(used) };
+    this.vring.start({ size: SIZE, base: 0, addresses, usedLog: undefined, inflight: undefined });
     this.vring.enabled = true;
   }
 
@@ -248,7 +251,7 @@ class World {
   }
 
   finish(): void {
-    for (let i = 0; this.vring.backlog > 0; i += 1) {
+    for (let i = 0; this.vring.offers(1); i += 1) {
       if (i > 100) throw new Error('the ring is not emptied');
       this.pass();
     }

@@ -6,7 +6,7 @@
 
 import fc from 'fast-check';
 import { afterAll, expect, it } from 'vitest';
-import type { Attachment } from '../../backends/core/device.ts';
+import type { RingAttachment } from '../../backends/core/device.ts';
 import type { Logger } from '../../backends/core/logging.ts';
 import { Vring, type VringHost } from '../../backends/core/vring.ts';
 import type { Connection } from '../../backends/vsock/connection.ts';
@@ -46,14 +46,18 @@ const silent = (): void => undefined;
 
 const host = (offersBuffers: boolean): VringHost => ({
   memory,
+  iotlb: undefined,
+  dirtyLog: undefined,
+  ringFeatures: { packed: false, indirect: false, eventIdx: false, inOrder: false },
   log: { info: silent, warn: silent, error: silent } as unknown as Logger,
   attachment: {
     ringTraits: () => ({ offersBuffers, runsDisabled: false }),
     ringChanged: silent,
-  } as unknown as Attachment,
+  } as unknown as RingAttachment,
   wake: silent,
   memoryFaulted: false,
   onMemoryFault: silent,
+  requestTranslations: silent,
 });
 
 interface Fields {
@@ -134,10 +138,9 @@ class World {
       [this.rx, this.rxRing],
     ] as const) {
       ram.bytes.fill(0, ring.table, ring.end);
-      vring.size = SIZE;
       const { table, avail, used } = ring;
-      vring.addresses = { descriptor: ram.user(table), available: ram.user(avail), used: ram.user(used) };
-      vring.start(undefined, { indirect: false, eventIdx: false }, undefined);
+      const addresses = { descriptor: ram.user(table), available: ram.user(avail), used: ram.user(used) };
+      vring.start({ size: SIZE, base: 0, addresses, usedLog: undefined, inflight: undefined });
       vring.enabled = true;
     }
     for (let i = 0; i < SIZE; i += 1) this.#giveBuffer(i);

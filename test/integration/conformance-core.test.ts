@@ -35,7 +35,7 @@ let backend: BlkBackend | undefined;
 
 beforeAll(async () => {
   const image = randomImage(join(life.directory(), 'disk.img'), 1 << 20);
-  backend = await BlkBackend.start(life, { image, extra: ['--iommu'] });
+  backend = await BlkBackend.start(life, { image, extra: ['--iommu', '--in-band'] });
 });
 
 /** A front end that negotiated and shared its memory. */
@@ -104,9 +104,14 @@ describe('the dirty log', () => {
     const frontend = await prepare({ protocolFeatures: [PROTOCOL.LOG_SHMFD] });
     const before = (backend as BlkBackend).fdCount();
 
-    await frontend.require(REQUEST.SET_LOG_FD, undefined, [frontend.queue().call]);
+    for (let i = 0; i < 100; i += 1) await frontend.require(REQUEST.SET_LOG_FD, undefined, [frontend.queue().call]);
 
-    expect((backend as BlkBackend).fdCount()).toBe(before);
+    // Those of the test before may be on their way out, too.
+    await eventually(
+      'descriptors of the daemon',
+      () => (backend as BlkBackend).fdCount(),
+      (count) => count <= before,
+    );
   });
 });
 

@@ -15,6 +15,7 @@ const sys = (name: string): string =>
   JSON.stringify(`file://${join(projectDirectory, `dist/protocol/sys/${name}.js`)}`);
 
 const PROLOGUE = `
+import { readFileSync } from 'node:fs';
 import { Worker, isMainThread } from 'node:worker_threads';
 import { libc, viewMemory } from ${sys('libc')};
 import { SharedMapping } from ${sys('mapping')};
@@ -51,6 +52,40 @@ describe.runIf(faultGuardAvailable)('a process with guarded mappings', () => {
     `);
 
     await child.waitFor(/alive/, 10_000);
+    expect(await child.waitForExit(5_000)).toEqual({ code: 0, signal: null });
+  });
+
+  it('finds zeros in the page of the fault, and nothing for system calls in the others', async () => {
+    const child = run(`
+      const [fd, file] = [memfd(8192), memfd(0)];
+      const { mapping, bytes } = guarded(fd);
+      bytes.fill(7);
+      libc.ftruncate(fd, 0);
+      console.log('read', bytes[1], 'write', [0, 4096].map((at) => libc.pwrite(file, mapping.address + at, 100, 0)));
+    `);
+
+    await child.waitFor(/read 0 write \[ 100, -1 \]/, 10_000);
+    expect(await child.waitForExit(5_000)).toEqual({ code: 0, signal: null });
+  });
+
+  it('survives more faults than a process may have mappings, and then some in other mappings', async () => {
+    const child = run(`
+      const pages = 100_000;
+      for (let round = 0; round < 3; round += 1) {
+        const fd = memfd(pages * 4096);
+        const mapping = new SharedMapping(fd, 0, pages * 4096);
+        const bytes = new Uint8Array(mapping.view(0, pages * 4096));
+        libc.ftruncate(fd, 0);
+        let sum = 0;
+        for (let page = 0; page < pages; page += 2) sum += bytes[page * 4096];
+        const { length } = readFileSync('/proc/self/maps', 'utf8').split('\\n');
+        console.log('round', round, sum, mapping.faulted, length < 1000);
+        mapping.retire();
+        libc.close(fd);
+      }
+    `);
+
+    await child.waitFor(/round 2 0 true true/, 20_000);
     expect(await child.waitForExit(5_000)).toEqual({ code: 0, signal: null });
   });
 

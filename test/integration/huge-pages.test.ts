@@ -3,10 +3,15 @@
 import { readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { libc } from '../../protocol/sys/libc.ts';
+import { SharedMapping } from '../../protocol/sys/mapping.ts';
 import { OwnedFd } from '../../protocol/sys/owned-fd.ts';
+import { allocatePinned } from '../../protocol/sys/pinned.ts';
+import { userFaultsAvailable } from '../../protocol/sys/userfault.ts';
 import { doRequest, prepareRequest, STATUS, TYPE } from '../support/frontend/blk-request.ts';
 import { truncate } from '../support/frontend/descriptors.ts';
 import { hostileDaemon } from '../support/frontend/hostile-daemon.ts';
+import { LateMemory } from '../support/frontend/late-memory.ts';
+import { acknowledge, advise, listen, POSTCOPY, setTable } from '../support/frontend/postcopy-frontend.ts';
 import { memoryTable, REQUEST } from '../support/frontend/wire.ts';
 
 const MFD_CLOEXEC = 1;
@@ -63,6 +68,38 @@ describe.skipIf(free < 4)('memory on huge pages', () => {
     frontend.ring().signal();
 
     await frontend.connection.waitForEnd();
+  });
+
+  it.runIf(userFaultsAvailable())('is waited for, a huge page at a time, when it comes late', async () => {
+    const fd = hugeFile(2);
+    const frontend = await daemon().negotiate(POSTCOPY);
+    const region = { guestAddress: 0x1_0000_0000, size: 2 * HUGE, userAddress: 0x7100_0000_0000, mmapOffset: 0 };
+    const late = daemon().keep(new LateMemory(frontend.ram, 'wake', 0, 0));
+    const area = prepareRequest(frontend, { type: TYPE.IN, inBytes: 512 });
+    const data = { address: region.guestAddress + HUGE + 4096, length: 512, flags: 2 };
+    frontend.ring().setChain(0, [area.headerDescriptor(), data, area.statusDescriptor()]);
+    await advise(frontend, late);
+    await listen(frontend);
+    const [, base = 0] = await setTable(frontend, [frontend.ram.region(), region], [frontend.ram.fd, fd]);
+    late.base = base;
+    const page = allocatePinned(HUGE);
+    page.bytes.fill(9);
+    late.bringHuge(page.address, HUGE);
+    await acknowledge(frontend);
+
+    await frontend.startRing(frontend.ring());
+    expect(await frontend.ring().run(0)).toEqual([{ id: 0, length: 513 }]);
+
+    expect([area.statusByte, late.asked]).toEqual([STATUS.OK, [HUGE / 4096]]);
+    const view = daemon().keep({
+      mapping: new SharedMapping(fd.fd, 0, 2 * HUGE),
+      close() {
+        this.mapping.retire();
+      },
+    });
+    const bytes = new Uint8Array(view.mapping.view(HUGE, 8192));
+    expect([bytes[4095], bytes[4096 + 512]]).toEqual([9, 9]);
+    expect(bytes.slice(4096, 4096 + 512)).toEqual(new Uint8Array(readFileSync(daemon().image).subarray(0, 512)));
   });
 
   it('beyond what the file has is refused', async () => {

@@ -35,7 +35,7 @@ it.each([
   ['two rings on two threads', { queues: 2 }, ['--threads=2']],
 ])('a disk is read and written, and again after its daemon was killed: %s', async (_, options, extra) => {
   const image = randomImage(join(cleanup.directory(), 'disk.img'), 4 * MiB);
-  const daemon = await BlkBackend.start(cleanup, { image, extra, numQueues: 2 });
+  const daemon = await BlkBackend.start(cleanup, { image, extra: ['--in-band', ...extra], numQueues: 2 });
   const frontend = await connect(daemon.socket);
   const refusals: Error[] = [];
   frontend.on('refusal', (error) => refusals.push(error));
@@ -67,7 +67,7 @@ it.each([
 });
 
 it('a socket device carries data both ways', async () => {
-  const daemon = await VsockDaemon.start(cleanup);
+  const daemon = await VsockDaemon.start(cleanup, { extra: ['--in-band'] });
   const driver = await VsockDriver.open(await connect(daemon.socket));
   cleanup.add(() => driver.close());
   const listener = await HostListener.listen(cleanup, `${daemon.uds}_5000`);

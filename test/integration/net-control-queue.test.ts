@@ -205,23 +205,23 @@ describeWithPeers([...namespacePeers, 'ethtool'], 'the control queue of a TAP', 
   let mark = 0;
 
   /** A daemon on tap0, and a guest on tap1 of the same bridge, who sends. Nobody else does. */
-  const start = async (options: { pairs?: number } = {}) => {
-    const { pairs = 1 } = options;
+  const start = async (options: { pairs?: number; threads?: number } = {}) => {
+    const { pairs = 1, threads = 1 } = options;
     const namespace = await quietNamespace(cleanup);
     await namespace.addBridge('br0');
     await namespace.run('ip link set br0 type bridge mcast_snooping 0');
     await namespace.addTap('tap0', { queuePairs: pairs, bridge: 'br0' });
     await namespace.addTap('tap1', { bridge: 'br0' });
-    const extra = [`--mac=${MAC}`];
+    const extra = [`--mac=${MAC}`, `--threads=${threads}`];
     const backend = await NetBackend.start(cleanup, { namespace, queuePairs: pairs, ctrlVq: true, extra });
     const peerBackend = await NetBackend.start(cleanup, { namespace, tap: 'tap1' });
     const peer = await connect(cleanup, peerBackend.socket, { control: false });
     return { namespace, backend, peer };
   };
 
-  const startWithGuest = async (options: { pairs?: number; features?: readonly number[] } = {}) => {
-    const { features = FILTERS, pairs = 1 } = options;
-    const world = await start({ pairs });
+  const startWithGuest = async (options: { pairs?: number; threads?: number; features?: readonly number[] } = {}) => {
+    const { features = FILTERS, pairs = 1, threads = 1 } = options;
+    const world = await start({ pairs, threads });
     const guest = await connect(cleanup, world.backend.socket, { pairs, features });
     await reach(world.peer, guest);
     return { ...world, guest };
@@ -349,13 +349,13 @@ describeWithPeers([...namespacePeers, 'ethtool'], 'the control queue of a TAP', 
     expect(await passing(peer, guest)).toEqual(['own', 'all']);
   });
 
-  it('puts the filter onto a TAP that was deleted and is back', async () => {
-    const { peer, guest, backend, namespace } = await startWithGuest();
+  it.each([1, 2])('puts the filter onto a TAP that was deleted and is back, with %i threads', async (threads) => {
+    const { peer, guest, backend, namespace } = await startWithGuest({ pairs: threads, threads });
     await guest.require(0, 0, 0);
 
     await namespace.run('ip link del tap0');
     await backend.waitForLog(/tap0 was deleted/);
-    await namespace.addTap('tap0', { bridge: 'br0' });
+    await namespace.addTap('tap0', { queuePairs: threads, bridge: 'br0' });
     await backend.waitForLog(/tap0 is back/);
     await reach(peer, guest);
 
@@ -375,8 +375,8 @@ describeWithPeers([...namespacePeers, 'ethtool'], 'the control queue of a TAP', 
     return received.map((frames) => frames.filter(isCounted).length);
   };
 
-  it('uses as many pairs as the driver says', async () => {
-    const { peer, guest, backend } = await startWithGuest({ pairs: 2 });
+  it.each([1, 2])('uses as many pairs as the driver says, with %i threads', async (threads) => {
+    const { peer, guest, backend } = await startWithGuest({ pairs: 2, threads });
 
     // With a filter and without.
     for (const promiscuous of [1, 0]) {
@@ -390,23 +390,26 @@ describeWithPeers([...namespacePeers, 'ethtool'], 'the control queue of a TAP', 
     expect(backend.log()).not.toContain('TUNSETQUEUE');
   });
 
-  it('filters on every pair, also on one that was out of use when the filter changed', async () => {
-    const { peer, guest } = await startWithGuest({ pairs: 2 });
-    await guest.require(4, 0, 2, 0);
-    await guest.require(0, 0, 0);
-    await spread(peer, guest, 'own');
-    for (let i = 0; i < 64; i += 1) await peer.driver.sendFrame(frameTo(DESTINATIONS.other, ++mark));
-    expect((await spread(peer, guest, 'own'))[1]).toBeGreaterThan(0);
+  it.each([1, 2])(
+    'filters on every pair, also on one that was out of use when the filter changed, with %i threads',
+    async (threads) => {
+      const { peer, guest } = await startWithGuest({ pairs: 2, threads });
+      await guest.require(4, 0, 2, 0);
+      await guest.require(0, 0, 0);
+      await spread(peer, guest, 'own');
+      for (let i = 0; i < 64; i += 1) await peer.driver.sendFrame(frameTo(DESTINATIONS.other, ++mark));
+      expect((await spread(peer, guest, 'own'))[1]).toBeGreaterThan(0);
 
-    await guest.require(4, 0, 1, 0);
-    await guest.require(0, 0, 1);
-    await guest.require(4, 0, 2, 0);
+      await guest.require(4, 0, 1, 0);
+      await guest.require(0, 0, 1);
+      await guest.require(4, 0, 2, 0);
 
-    expect((await spread(peer, guest, 'other'))[1]).toBeGreaterThan(0);
-  });
+      expect((await spread(peer, guest, 'other'))[1]).toBeGreaterThan(0);
+    },
+  );
 
-  it('does not inherit the filter of a daemon that was killed', async () => {
-    const { peer, guest, backend } = await startWithGuest({ pairs: 2 });
+  it.each([1, 2])('does not inherit the filter of a daemon that was killed, with %i threads', async (threads) => {
+    const { peer, guest, backend } = await startWithGuest({ pairs: 2, threads });
     await guest.require(4, 0, 2, 0);
     await guest.require(0, 0, 0);
     await spread(peer, guest, 'own');
@@ -421,8 +424,10 @@ describeWithPeers([...namespacePeers, 'ethtool'], 'the control queue of a TAP', 
     expect((await spread(peer, next, 'other'))[1]).toBeGreaterThan(0);
   });
 
-  it('sets the offloads of the TAP', async () => {
+  it.each([1, 2])('sets the offloads of the TAP, with %i threads', async (threads) => {
     const { guest, namespace } = await startWithGuest({
+      pairs: threads,
+      threads,
       features: [NET.CTRL_GUEST_OFFLOADS, NET.GUEST_CSUM, NET.GUEST_TSO4],
     });
     const segmentation = (): Promise<string> =>

@@ -20,9 +20,11 @@ const OPTIONS = {
   protocolFeatures: [PROTOCOL.BACKEND_REQ],
   queueSize: 64,
 };
-describeWithPeers(namespacePeers, 'a network device on a TAP', () => {
-  const daemon = hostileNetDaemon();
 
+const tests = (threads: number): void => {
+  const daemon = hostileNetDaemon({ extra: [`--num-queue-pairs=${threads}`, `--threads=${threads}`] });
+
+  const TAP = `tuntap add tap0 mode tap${threads > 1 ? ' multi_queue' : ''}`;
   const ip = (command: string): Promise<string> => daemon().namespace.run(`ip ${command}`);
 
   /** A driver that hears of changes. */
@@ -153,7 +155,7 @@ describeWithPeers(namespacePeers, 'a network device on a TAP', () => {
       expect(await driver.sendFrame(testFrame(1))).toEqual({ id: 0, length: 0 });
       expect(await cpuDuring(daemon().pid, 300)).toBeLessThanOrEqual(MOST_CPU_MS);
       daemon().forgetHost();
-      await ip('tuntap add tap0 mode tap');
+      await ip(TAP);
       await waitForLink(driver, channel, 1);
 
       await expectTraffic(driver);
@@ -166,7 +168,7 @@ describeWithPeers(namespacePeers, 'a network device on a TAP', () => {
         await ip('link del tap0');
         await waitForLink(driver, channel, 0);
         daemon().forgetHost();
-        await ip('tuntap add tap0 mode tap');
+        await ip(TAP);
         await waitForLink(driver, channel, 1);
 
         const { host } = daemon();
@@ -200,7 +202,7 @@ describeWithPeers(namespacePeers, 'a network device on a TAP', () => {
       await daemon().waitForLog(/not a TAP/, mark);
       await ip('link del tap0');
 
-      await ip('tuntap add tap0 mode tap');
+      await ip(TAP);
       await waitForLink(driver, channel, 1);
 
       await expectAllTraffic(driver);
@@ -262,4 +264,9 @@ describeWithPeers(namespacePeers, 'a network device on a TAP', () => {
       }
     });
   });
+};
+
+describeWithPeers(namespacePeers, 'a network device on a TAP', () => {
+  describe('served by one thread', () => tests(1));
+  describe('served by two threads', () => tests(2));
 });

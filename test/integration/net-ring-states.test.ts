@@ -195,8 +195,8 @@ describeWithPeers(namespacePeers, 'the rings of a network device', () => {
     });
   });
 
-  describe('two pairs of rings', () => {
-    const daemon = hostileNetDaemon({ extra: ['--num-queue-pairs=2'] });
+  describe.each([1, 2])('two pairs of rings on %i threads', (threads) => {
+    const daemon = hostileNetDaemon({ extra: ['--num-queue-pairs=2', `--threads=${threads}`] });
     const FLOWS = 64;
 
     const flow = (port: number): Uint8Array => {

@@ -4,11 +4,11 @@
  * between those of the others, so that rings share every page of the disk.
  */
 
-import { readFileSync } from 'node:fs';
+import { readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { BlkBackend } from '../support/backend-process.ts';
 import type { Cleanup } from '../support/cleanup.ts';
-import { RequestArea, STATUS, TYPE } from '../support/frontend/blk-request.ts';
+import { RequestArea, type RequestMemory, STATUS, TYPE } from '../support/frontend/blk-request.ts';
 import { eventually } from '../support/frontend/process-probe.ts';
 import { type FrontendOptions, RawFrontend } from '../support/frontend/raw-frontend.ts';
 import { type RawVirtqueue, WRITE } from '../support/frontend/raw-virtqueue.ts';
@@ -21,7 +21,8 @@ const SECTOR = 512;
 /** Sectors that each ring writes to. */
 const SECTORS = 128;
 const DATA_BYTES = 4096;
-const DEADLINE_MS = 20_000;
+const AREA_BYTES = 0x1000 + DATA_BYTES;
+const DEADLINE_MS = 30_000;
 
 interface Outstanding {
   readonly sector: number;
@@ -30,8 +31,8 @@ interface Outstanding {
   readonly slot: number;
 }
 
-/** How the data of request number `n` of a ring lies in memory: bytes from an address that suits O_DIRECT. */
-export type Shift = (n: number) => number;
+/** Where the data of request `n` of a ring lies: bytes behind an address that suits O_DIRECT. */
+export type Shift = (n: number, ring: number) => number;
 
 /** One ring: SLOTS requests of a sector each, two writes to a read, no two at once for one sector. */
 export class RingLoad {
@@ -41,31 +42,44 @@ export class RingLoad {
   readonly #shift: Shift;
   readonly #free = Array.from({ length: SLOTS }, (_, i) => i);
   readonly #outstanding = new Map<number, Outstanding>();
+  /** Offset in memory of the data of each slot's last request. */
+  readonly #dataAt: number[] = [];
   /** What each sector holds, repeated: 0 at first. */
   readonly #stamps = new Uint32Array(SECTORS);
   submitted = 0;
   returned = 0;
 
-  constructor(frontend: RawFrontend, ring: RawVirtqueue, rings: number, shift: Shift) {
+  /** @param first slot in `memory` of its first request. @param rings that share the disk */
+  constructor(memory: RequestMemory, ring: RawVirtqueue, rings: number, shift: Shift = () => 0, first = 0) {
     this.ring = ring;
     this.#rings = rings;
     this.#shift = shift;
-    this.#areas = this.#free.map((slot) => new RequestArea(frontend, ring.index * SLOTS + slot, DATA_BYTES));
+    this.#areas = this.#free.map((slot) => new RequestArea(memory, first + slot, DATA_BYTES));
   }
 
   get inFlight(): number {
     return this.#outstanding.size;
   }
 
-  /** Offset of the data of a slot's request in guest memory. */
-  #data(slot: number, n: number): number {
-    return (this.#areas[slot] as RequestArea).data + this.#shift(n);
+  /** Writes all over the memory of requests that are not in flight: none of it is the device's any more. */
+  fillFree(value: number): void {
+    for (const slot of this.#free) {
+      const { header } = this.#areas[slot] as RequestArea;
+      this.ring.ram.bytes.fill(value, header, header + AREA_BYTES);
+    }
   }
 
-  /** Where in guest memory everything of its requests lies: offset and bytes. */
-  get areas(): { readonly start: number; readonly length: number } {
-    const first = this.#areas[0] as RequestArea;
-    return { start: first.header, length: SLOTS * (0x1000 + DATA_BYTES) };
+  /** A copy of all memory of the ring and its requests. */
+  snapshot(): Buffer {
+    const { bytes } = this.ring.ram;
+    const first = (this.#areas[0] as RequestArea).header;
+    return Buffer.concat([this.#ringBytes(), bytes.subarray(first, first + SLOTS * AREA_BYTES)]);
+  }
+
+  #ringBytes(): Uint8Array {
+    const { ram, end } = this.ring;
+    const { descriptor } = this.ring.addresses();
+    return ram.bytes.subarray(Number(descriptor) - ram.userAddress, end);
   }
 
   /** Fills the ring up, without a kick. */
@@ -91,17 +105,14 @@ export class RingLoad {
 
   #prepare(slot: number, n: number, sector: number, stamp: number | undefined): void {
     const area = this.#areas[slot] as RequestArea;
-    const at = this.#data(slot, n);
-    const { ram } = this.ring;
+    const { ram, index } = this.ring;
+    const at = area.data + this.#shift(n, index);
     area.putHeader(stamp === undefined ? TYPE.IN : TYPE.OUT, sector * this.#rings + this.ring.index);
     for (let i = 0; i < SECTOR; i += 4) ram.view.setUint32(at + i, stamp ?? 0xeeee_eeee, true);
     const data = { address: ram.guest(at), length: SECTOR, flags: stamp === undefined ? WRITE : 0 };
     this.ring.setChain(3 * slot, [area.headerDescriptor(), data, area.statusDescriptor()]);
-    // What the request looks for when it comes back.
-    this.#placed[slot] = at;
+    this.#dataAt[slot] = at;
   }
-
-  readonly #placed: number[] = [];
 
   /** Takes what came back. @throws Error - a request that is not in flight, that failed, or that read what is not there */
   harvest(): void {
@@ -121,7 +132,7 @@ export class RingLoad {
   }
 
   #checkRead(what: string, slot: number, sector: number): void {
-    const at = this.#placed[slot] as number;
+    const at = this.#dataAt[slot] as number;
     const expected = this.#stamps[sector] as number;
     for (let i = 0; i < SECTOR; i += 4) {
       const found = this.ring.ram.view.getUint32(at + i, true);
@@ -156,17 +167,22 @@ export class ThreadsRig {
   private constructor(backend: BlkBackend, frontend: RawFrontend, shift: Shift) {
     this.backend = backend;
     this.frontend = frontend;
-    this.loads = frontend.queues.map((ring) => new RingLoad(frontend, ring, frontend.queues.length, shift));
+    const { queues } = frontend;
+    this.loads = queues.map((ring) => new RingLoad(frontend, ring, queues.length, shift, ring.index * SLOTS));
   }
 
   /** Negotiates and lays rings out; none is started. */
   static async negotiate(cleanup: Cleanup, options: RigOptions): Promise<ThreadsRig> {
-    const { queues, threads, extra = [], shift = () => 0 } = options;
+    const { queues, threads, extra = [] } = options;
     const image = createImage(join(cleanup.directory(), 'disk.img'), 2 * queues * SECTORS * SECTOR);
     const arguments_ = [`--threads=${threads}`, ...extra];
     const backend = await BlkBackend.start(cleanup, { image, numQueues: queues, extra: arguments_ });
+    return ThreadsRig.#connect(cleanup, backend, options);
+  }
+
+  static async #connect(cleanup: Cleanup, backend: BlkBackend, options: RigOptions): Promise<ThreadsRig> {
     const frontend = RawFrontend.connect(backend.socket, { ramBytes: 4 << 20, queueSize: RING_SIZE, ...options });
-    const rig = new ThreadsRig(backend, frontend, shift);
+    const rig = new ThreadsRig(backend, frontend, options.shift ?? (() => 0));
     cleanup.add(() => rig.frontend.close());
     await frontend.negotiate();
     return rig;
@@ -175,9 +191,21 @@ export class ThreadsRig {
   /** Starts all rings. */
   static async start(cleanup: Cleanup, options: RigOptions): Promise<ThreadsRig> {
     const rig = await ThreadsRig.negotiate(cleanup, options);
-    await rig.frontend.shareMemory();
-    for (const ring of rig.frontend.queues) await rig.frontend.startRing(ring);
+    await rig.#startRings();
     return rig;
+  }
+
+  /** Another front end of a daemon that runs; the disk is empty. */
+  static async attach(cleanup: Cleanup, backend: BlkBackend, options: RigOptions): Promise<ThreadsRig> {
+    const rig = await ThreadsRig.#connect(cleanup, backend, options);
+    createImage(backend.image, statSync(backend.image).size);
+    await rig.#startRings();
+    return rig;
+  }
+
+  async #startRings(): Promise<void> {
+    await this.frontend.shareMemory();
+    for (const ring of this.frontend.queues) await this.frontend.startRing(ring);
   }
 
   load(index: number): RingLoad {

@@ -43,8 +43,8 @@ const { fd, uffd, base, length, served, state, how } = require('node:worker_thre
     const at = address - base;
     counts[at / 4096] += 1;
     if (how === 'abandon') {
-      const { abandonFaults } = await import('${modules}/sys/userfault.js');
-      abandonFaults(uffd, base, length);
+      const { abandonFaults, createEmptyFile } = await import('${modules}/sys/userfault.js');
+      abandonFaults(uffd, createEmptyFile().fd, base, length);
       return;
     }
     page.bytes.fill(at / 4096 + 1, offset, offset + 4096);

@@ -295,10 +295,9 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
 
   /** Resets the device: rings are stopped and disabled, memory and negotiation stay. */
   async resetDevice(): Promise<void> {
-    const canReset = [VHOST_USER_PROTOCOL_F_RESET_DEVICE, VHOST_USER_PROTOCOL_F_STATUS];
-    if (!canReset.some((bit) => this.hasProtocolFeature(bit))) {
-      throw new PeerError('the back end does not offer RESET_DEVICE');
-    }
+    const ways = [VHOST_USER_PROTOCOL_F_RESET_DEVICE, VHOST_USER_PROTOCOL_F_STATUS];
+    const canReset = ways.some((bit) => this.hasProtocolFeature(bit));
+    if (!canReset) throw new PeerError('the back end does not offer RESET_DEVICE');
     await this.#link.command((connection) => this.#setup.reset(connection));
     this.#setup.vrings.clear();
   }

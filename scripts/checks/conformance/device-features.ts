@@ -100,7 +100,7 @@ export const NET_FEATURES: Entries = {
     used: [OFFLOADS_ON_REQUEST],
   },
   GUEST_CSUM: { proof: [OFFLOADS, NO_OFFLOADS], used: [OFFLOADS_ON_REQUEST] },
-  CTRL_GUEST_OFFLOADS: { proof: [`${CONTROL} > sets the offloads of the TAP`] },
+  CTRL_GUEST_OFFLOADS: { proof: [`${CONTROL} > sets the offloads of the TAP, with %i threads`] },
   MTU: { remark: '`--mtu`, or that of the TAP at the start', proof: [NET_OPTION], used: [NET_DRIVER] },
   MAC: { proof: [NET_OPTION], used: [NET_DRIVER] },
   GSO: { why: 'left over from drafts' },
@@ -120,7 +120,7 @@ export const NET_FEATURES: Entries = {
   },
   STATUS: {
     remark: 'the link of the TAP',
-    proof: ['integration/net-link: a network device on a TAP > the link > goes down and up with the carrier'],
+    proof: ['integration/net-link: the link > goes down and up with the carrier'],
     used: [NET_DRIVER],
   },
   CTRL_VQ: {
@@ -140,8 +140,8 @@ export const NET_FEATURES: Entries = {
   },
   MQ: {
     proof: [
-      `${CONTROL} > uses as many pairs as the driver says`,
-      'integration/net-ring-states: the rings of a network device > two pairs of rings > share what comes, and each packet comes once',
+      `${CONTROL} > uses as many pairs as the driver says, with %i threads`,
+      'integration/net-ring-states: the rings of a network device > two pairs of rings on %i threads > share what comes, and each packet comes once',
     ],
     used: [OFFLOADS_ON_REQUEST],
   },

@@ -5,6 +5,8 @@ export interface Entry {
   readonly remark?: string;
   /** Why it is refused or not offered, where it is. */
   readonly why?: string;
+  /** It depends on the host whether a daemon has it: the tables do not depend on the host that makes them. */
+  readonly hostDependent?: true;
   /** Tests of what the daemons do with it: `FILE: GROUP > TITLE`, below test/ and without `.test.ts`. */
   readonly proof?: readonly string[];
   /** Tests of our front end with it. */

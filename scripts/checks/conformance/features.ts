@@ -47,7 +47,14 @@ export const PROTOCOL_FEATURES: Entries = {
   },
   CROSS_ENDIAN: { why: 'little endian only, as VERSION_1 has it' },
   CRYPTO_SESSION: { why: 'for crypto devices' },
-  PAGEFAULT: { why: 'no postcopy migration' },
+  PAGEFAULT: {
+    hostDependent: true,
+    remark: 'where the daemon may have a userfaultfd: as root, or with `vm.unprivileged_userfaultfd`',
+    proof: [
+      'integration/postcopy: memory that comes late > is offered by a daemon that may have a userfaultfd',
+      'integration/postcopy: memory that comes late > is waited for by rings and requests (%s, served %s)',
+    ],
+  },
   CONFIG: {
     proof: [
       'integration/configuration: the configuration space > says capacity, limits, block size and queues',

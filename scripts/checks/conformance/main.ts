@@ -22,6 +22,7 @@ import { ANSWERED, NEGOTIATED, REFUSED_BY_FRONTEND, UNUSED_FEATURES, UNUSED_PROT
 import { testNames } from './test-names.ts';
 
 const DOCUMENT = 'docs/conformance.md';
+const WHERE_POSSIBLE = 'where possible';
 
 const directory = process.argv[2] ?? '.';
 const write = process.argv.includes('--write');
@@ -87,12 +88,14 @@ const words = {
 
 function frontendMessages(observed: ReadonlyMap<DaemonName, Observed>): string[] {
   const rows = Object.entries(FRONTEND).map(([name, { id }]) => {
-    const served = DAEMONS.map((daemon) => observed.get(daemon)?.unknown.has(name) === false);
+    const entry: Entry = FRONTEND_MESSAGES[name as keyof typeof FRONTEND];
+    const depends = entry.hostDependent === true;
+    const served = DAEMONS.map((daemon) => depends || observed.get(daemon)?.unknown.has(name) === false);
     const used = words.frontend.has(`FRONTEND.${name}`);
     return row(id, {
       name,
-      entry: FRONTEND_MESSAGES[name as keyof typeof FRONTEND],
-      cells: served.map((is) => (is ? 'served' : 'refused')),
+      entry,
+      cells: served.map((is) => (depends ? WHERE_POSSIBLE : is ? 'served' : 'refused')),
       positive: served.includes(true),
       negative: served.includes(false),
       frontend: used ? 'sent' : 'no',
@@ -154,10 +157,11 @@ function bitTable({ what, bits, entries, columns, isUsed, unused }: BitTable): s
   checkNames(what, entries, bits.values());
   const inOrder = [...bits].sort(([a], [b]) => a - b);
   const rows = inOrder.map(([bit, name]) => {
-    const cells = [...columns.values()].map((masks) => offer(masks, bit));
+    const entry = entries[name];
+    const cells = [...columns.values()].map((masks) => (entry?.hostDependent ? WHERE_POSSIBLE : offer(masks, bit)));
     return row(bit, {
       name,
-      entry: entries[name],
+      entry,
       cells,
       positive: cells.some((cell) => cell !== 'no'),
       negative: cells.includes('no'),
@@ -245,8 +249,10 @@ function fill(text: string, parts: Readonly<Record<string, readonly string[]>>):
   return filled;
 }
 
-const seen = await Promise.all(DAEMONS.map(async (name) => [name, await observe(directory, name)] as const));
-const observed = new Map<DaemonName, Observed>(seen);
+const observed = new Map<DaemonName, Observed>();
+// Every daemon is waited for, also when one of them fails: none is left behind.
+const seen = await Promise.allSettled(DAEMONS.map(async (name) => observed.set(name, await observe(directory, name))));
+for (const result of seen) if (result.status === 'rejected') throw result.reason;
 const parts = {
   messages: frontendMessages(observed),
   'backend-messages': backendMessages(),

@@ -10,7 +10,7 @@ const TAKING_BACK = 'unit/vmm-client/frontend/frontend: taking back > disables a
 const NOT_OFFERED = `${ANY_ORDER} > %s that were not offered are refused`;
 const FRONT_END_LOG = 'unit/vmm-client/frontend/dirty-logging: dirty logging';
 
-const POSTCOPY = 'no postcopy migration';
+const POSTCOPY = 'integration/postcopy: messages of postcopy';
 
 export const FRONTEND_MESSAGES: Readonly<Record<keyof typeof FRONTEND, Entry>> = {
   GET_FEATURES: { proof: [NEGOTIATED], used: [NEGOTIATION] },
@@ -197,9 +197,27 @@ export const FRONTEND_MESSAGES: Readonly<Record<keyof typeof FRONTEND, Entry>> =
   },
   CREATE_CRYPTO_SESSION: { why: 'for crypto devices' },
   CLOSE_CRYPTO_SESSION: { why: 'for crypto devices' },
-  POSTCOPY_ADVISE: { why: POSTCOPY },
-  POSTCOPY_LISTEN: { why: POSTCOPY },
-  POSTCOPY_END: { why: POSTCOPY },
+  POSTCOPY_ADVISE: {
+    hostDependent: true,
+    remark: 'where PAGEFAULT is offered, and when it was negotiated',
+    proof: [
+      `${POSTCOPY} > that were not negotiated are refused`,
+      `${POSTCOPY} > ADVISE and LISTEN twice are answered twice, with one userfaultfd`,
+    ],
+  },
+  POSTCOPY_LISTEN: {
+    hostDependent: true,
+    remark: 'the same; after ADVISE, before there is memory',
+    proof: [
+      `${POSTCOPY} > %s is refused`,
+      `${POSTCOPY} > LISTEN when there is memory is refused, and the memory is as it was`,
+    ],
+  },
+  POSTCOPY_END: {
+    hostDependent: true,
+    remark: 'the same; after ADVISE',
+    proof: [`${POSTCOPY} > %s is refused`, `${POSTCOPY} > END without LISTEN ends it, and it can begin again`],
+  },
   GET_INFLIGHT_FD: {
     remark: 'a memfd with room for the rings that are asked for, split or packed as negotiated',
     proof: ['integration/memory-faults: an in-flight region > %s is neither made nor taken'],
@@ -328,7 +346,7 @@ export const BACKEND_MESSAGES: Readonly<Record<keyof typeof BACKEND, BackendEntr
     why: 'vsock: the configuration does not change',
     proof: [
       CONFIG_CHANGE,
-      'integration/net-link: a network device on a TAP > the link > goes down and up with the interface; what is sent meanwhile is dropped',
+      'integration/net-link: the link > goes down and up with the interface; what is sent meanwhile is dropped',
     ],
     used: [
       'unit/vmm-client/frontend/frontend: the request channel > delivers changes of the configuration and acknowledges them',

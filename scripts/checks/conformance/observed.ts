@@ -30,12 +30,15 @@ interface Program {
 const DISK_BYTES = 1024 * 1024;
 
 const PROGRAMS: Readonly<Record<DaemonName, Program>> = {
-  blk: { options: (directory) => [`--blk-file=${makeDisk(directory)}`], variants: ['--iommu', '--read-only'] },
+  blk: {
+    options: (directory) => [`--blk-file=${makeDisk(directory)}`],
+    variants: ['--iommu', '--in-band', '--read-only'],
+  },
   net: {
     options: () => ['--null'],
-    variants: ['--iommu', '--mac=02:00:00:00:00:01', '--ctrl-vq', '--num-queue-pairs=2'],
+    variants: ['--iommu', '--in-band', '--mac=02:00:00:00:00:01', '--ctrl-vq', '--num-queue-pairs=2'],
   },
-  vsock: { options: (directory) => ['--guest-cid=3', `--uds-path=${directory}/v`], variants: ['--iommu'] },
+  vsock: { options: (directory) => ['--guest-cid=3', `--uds-path=${directory}/v`], variants: ['--iommu', '--in-band'] },
 };
 
 /** Feature bits, by the option that the daemon was started with; '' is none. */

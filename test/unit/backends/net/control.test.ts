@@ -6,7 +6,7 @@ import type { RingAttachment } from '../../../../backends/core/device.ts';
 import { createLogger, type Logger } from '../../../../backends/core/logging.ts';
 import { REQUEST_RING } from '../../../../backends/core/ring-traits.ts';
 import { Vring } from '../../../../backends/core/vring.ts';
-import { type Controlled, processControlQueue } from '../../../../backends/net/control.ts';
+import { type ControlCommand, type Controlled, processControlQueue } from '../../../../backends/net/control.ts';
 import { ReceiveFilter } from '../../../../backends/net/receive-filter.ts';
 import { GuestMemory } from '../../../../protocol/memory/guest-memory.ts';
 import { GuestRam } from '../../../support/frontend/guest-ram.ts';
@@ -29,7 +29,7 @@ const MQ = 22;
 const CTRL_MAC_ADDR = 23;
 const EVERYTHING = [CTRL_GUEST_OFFLOADS, CTRL_RX, CTRL_VLAN, CTRL_RX_EXTRA, GUEST_ANNOUNCE, MQ, CTRL_MAC_ADDR];
 
-/** Notes what it is told. */
+/** Notes what it is told, and does what it can do. */
 class Noted implements Controlled {
   readonly filter = new ReceiveFilter(Uint8Array.of(2, 0, 0, 0, 0, 1), true);
   features: readonly number[] = EVERYTHING;
@@ -42,24 +42,27 @@ class Noted implements Controlled {
     return this.features.includes(feature);
   }
 
-  filterChanged(): void {
+  perform(command: ControlCommand): boolean {
+    if (command.kind === 'announced') this.acknowledged += 1;
+    else if (command.kind === 'pairs') {
+      if (command.count < 1 || command.count > 4) return false;
+      this.pairs = command.count;
+    } else if (command.kind === 'offloads') {
+      if (command.features > 0xffn) return false;
+      this.offloads = command.features;
+    } else this.#changeFilter(command);
+    return true;
+  }
+
+  #changeFilter(command: ControlCommand): void {
     this.filterChanges += 1;
-  }
-
-  usePairs(count: number): boolean {
-    if (count < 1 || count > 4) return false;
-    this.pairs = count;
-    return true;
-  }
-
-  useOffloads(features: bigint): boolean {
-    if (features > 0xffn) return false;
-    this.offloads = features;
-    return true;
-  }
-
-  announcementAcknowledged(): void {
-    this.acknowledged += 1;
+    if (command.kind === 'mode') this.filter[command.mode] = command.on;
+    else if (command.kind === 'vlan') this.filter.setVlan(command.id, command.passes);
+    else if (command.kind === 'address') this.filter.mac = command.mac;
+    else if (command.kind === 'tables') {
+      this.filter.unicast = command.unicast;
+      this.filter.multicast = command.multicast;
+    }
   }
 }
 

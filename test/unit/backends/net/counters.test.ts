@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import type { Logger } from '../../../../backends/core/logging.ts';
-import { Counters } from '../../../../backends/net/counters.ts';
+import { Counters, sumCounts } from '../../../../backends/net/counters.ts';
 
 const create = () => {
   const lines: string[] = [];
@@ -26,5 +26,13 @@ describe('the counters', () => {
     expect(lines).toHaveLength(8);
     expect(new Set(lines).size).toBe(8);
     expect(counters.summary()).toMatchObject({ EPERM: 3, EPIPE: 3 });
+  });
+
+  it('of several threads are summed by name', () => {
+    expect(sumCounts([{ received: 2, EINVAL: 1 }, {}, { received: 3, transmitted: 1 }])).toEqual({
+      received: 5,
+      transmitted: 1,
+      EINVAL: 1,
+    });
   });
 });

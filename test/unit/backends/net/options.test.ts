@@ -18,6 +18,7 @@ const complaint = (...argv: string[]): string => {
 describe('the command line', () => {
   it('has values for what is left out', () => {
     expect(parse('--tap=tap0')).toMatchObject({ tap: 'tap0', numQueuePairs: 1, ctrlVq: false, speed: 0, pollUs: 100 });
+    expect(parse('--tap=tap0').threads).toBe(1);
     expect(parse('--tap=tap0')).not.toHaveProperty('mac');
     expect(parse('--tap=tap0')).not.toHaveProperty('mtu');
   });
@@ -32,12 +33,13 @@ describe('the command line', () => {
       '--host-mac=02:00:00:00:00:01',
       '--mtu=9000',
       '--num-queue-pairs=127',
+      '--threads=4',
       '--ctrl-vq',
       '--speed=2147483647',
     );
 
     expect(options).toMatchObject({ tap: 'vm-1.2_x', bridge: 'br0', mtu: 9000, numQueuePairs: 127, ctrlVq: true });
-    expect(options.speed).toBe(2147483647);
+    expect([options.speed, options.threads]).toEqual([2147483647, 4]);
     expect(dump(options.mac ?? new Uint8Array())).toBe('525400123456');
     expect(dump(options.hostMac ?? new Uint8Array())).toBe('020000000001');
     expect([options.ip?.prefix, options.ip6?.prefix]).toEqual([24, 64]);
@@ -50,6 +52,8 @@ describe('the command line', () => {
   });
 
   it.each<[string, string[], RegExp]>([
+    ['more threads than pairs', ['--tap=t', '--num-queue-pairs=2', '--threads=3'], /--threads=3: .*pairs=2/],
+    ['no thread', ['--tap=t', '--threads=0'], /--threads/],
     ['an empty name', ['--tap='], /--tap/],
     ['a name of 16 bytes', ['--tap=0123456789abcdef'], /15 bytes/],
     ['a name of 16 bytes in 8 letters', ['--tap=éééééééé'], /15 bytes/],

@@ -34,6 +34,7 @@ describe('options of one guest', () => {
   it.each([
     [['--socket-path=/s', '--uds-path=/u'], /--guest-cid and --uds-path are needed/],
     [['--guest-cid=3', '--uds-path=/u'], /--socket-path and --fd/],
+    [[...ONE, '--threads=2'], /unknown option '--threads=2'/],
     [['--socket-path=/s', '--guest-cid=2', '--uds-path=/u'], /from 3 to 4294967294/],
     [['--socket-path=/s', '--guest-cid=4294967295', '--uds-path=/u'], /from 3 to 4294967294/],
     [['--socket-path=/s', '--guest-cid=3', `--uds-path=/${'u'.repeat(96)}`], /1 to 96 bytes/],
