@@ -22,12 +22,15 @@ const DONE = 0n;
 const FAILED = 1n;
 /** A state that is longer is not one of ours. */
 const MAX_STATE_BYTES = 64 * 1024;
+/** Who asks whether a transfer succeeded has seen its end, or has made it: what is left takes no time. */
+const CHECK_PATIENCE_MS = 5000;
 
 export class DeviceState {
   readonly #attachment: Attachment;
   readonly #log: Logger;
   #fd: OwnedFd | undefined;
   #watch: Watch | undefined;
+  #deadline: NodeJS.Timeout | undefined;
   /** Fulfilled with what CHECK_DEVICE_STATE answers. */
   #result: Promise<bigint> = Promise.resolve(DONE);
   #end: (result: bigint) => void = () => undefined;
@@ -49,12 +52,23 @@ export class DeviceState {
       this.#end = resolve;
     });
     this.#fd = new OwnedFd(fd.take());
-    this.#watch = direction === SAVE ? this.#save(this.#fd.fd) : this.#load(this.#fd.fd);
+    try {
+      this.#watch = direction === SAVE ? this.#save(this.#fd.fd) : this.#load(this.#fd.fd);
+    } catch (error) {
+      this.#finish(FAILED);
+      throw error;
+    }
     return NO_DESCRIPTOR;
   }
 
-  /** CHECK_DEVICE_STATE: waits for the end of the transfer. */
+  /** CHECK_DEVICE_STATE: waits for the end of the transfer, for a while. */
   check(): Promise<bigint> {
+    if (this.#fd !== undefined) {
+      this.#deadline = setTimeout(() => {
+        this.#log.error(`device state: its end did not come within ${CHECK_PATIENCE_MS} ms`);
+        this.#finish(FAILED);
+      }, CHECK_PATIENCE_MS);
+    }
     return this.#result;
   }
 
@@ -100,6 +114,7 @@ export class DeviceState {
 
   /** Closing the descriptor is how the other end learns that the state is complete. */
   #finish(result: bigint): void {
+    clearTimeout(this.#deadline);
     this.#watch?.close();
     this.#watch = undefined;
     this.#fd?.close();

@@ -84,13 +84,16 @@ export class InflightMemory {
     return ((this.#header[VERSION_WORD] ?? 0) & 0xffff) !== 0;
   }
 
-  /** The device's bit of state, in the first queue's feature word, which the protocol leaves unused. */
+  /**
+   * The device's bit of state, in the first queue's feature word, which the protocol leaves unused. The tracker of a packed
+   * queue has another bit of it.
+   */
   get deviceState(): boolean {
     return ((this.#header[0] ?? 0) & STATE_BIT) !== 0;
   }
 
   set deviceState(state: boolean) {
-    this.#header[0] = state ? STATE_BIT : 0;
+    this.#header[0] = ((this.#header[0] ?? 0) & ~STATE_BIT) | (state ? STATE_BIT : 0);
   }
 
   get faulted(): boolean {

@@ -4,6 +4,7 @@
  * IN_ORDER), as far as the front end negotiated that.
  */
 
+import { MAX_IOTLB_ENTRIES } from '../../protocol/memory/iotlb.ts';
 import { RingPlace } from '../../protocol/memory/ring-view.ts';
 import { DescriptorChain } from '../../protocol/virtqueue/chain.ts';
 import { FAULT_TRANSLATION_MISSING } from '../../protocol/virtqueue/faults.ts';
@@ -36,8 +37,8 @@ export const CHAIN_TAKEN = 1;
 /** The next chain has addresses whose translation is missing: they are in `chain.missing`. */
 export const CHAIN_UNTRANSLATED = 2;
 
-/** How often the front end is asked for pages of one chain; each time for up to 64 of them. */
-const MAX_ROUNDS = 64;
+/** Pages that the front end is asked for because of one chain: twice what the IOTLB holds. */
+const MAX_ASKED_PAGES = 2 * MAX_IOTLB_ENTRIES;
 
 export class PlacedRing {
   /** The chain of the last successful `pop`. */
@@ -56,7 +57,7 @@ export class PlacedRing {
   #resubmitted = 0;
   /** By token: taken as one of an earlier life, and in flight. The token of one that came back may be a new chain's. */
   readonly #isOld: Uint8Array;
-  /** How often the front end was asked for pages of the next chain. */
+  /** Pages that the front end was asked for because of the next chain. */
   #asked = 0;
   /** Used entries not published yet. */
   #staged = 0;
@@ -71,10 +72,13 @@ export class PlacedRing {
     if (addresses === undefined) throw new RingError(`vring ${index} was started without SET_VRING_ADDR`);
     const { packed, inOrder } = ringFeatures;
     this.#place = new RingPlace(memory, iotlb);
+    this.#inflight = inflight === undefined ? undefined : createInflightTracker(packed, inflight, size);
     const options = { ...ringFeatures, size, addresses };
     try {
       const place = this.#place.view;
       this.#queue = packed ? new PackedQueue(place, options) : new SplitQueue(place, options);
+      this.#queue.seek(settings.base);
+      this.#resubmit = this.#inflight?.recover(this.#queue) ?? [];
     } catch (error) {
       this.#place.retire();
       throw error;
@@ -83,9 +87,6 @@ export class PlacedRing {
     this.#inOrder = inOrder ? new InOrder(size) : undefined;
     const writes = dirtyLog === undefined ? [] : ringWrites(memory, iotlb, settings, packed);
     this.#writeLog = dirtyLog === undefined ? undefined : new WriteLog(dirtyLog, size, writes);
-    this.#inflight = inflight === undefined ? undefined : createInflightTracker(packed, inflight, size);
-    this.#queue.seek(settings.base);
-    this.#resubmit = this.#inflight?.recover(this.#queue) ?? [];
     this.resubmits = this.#resubmit.length;
     this.#isOld = new Uint8Array(this.resubmits === 0 ? 0 : size);
     this.#iovaUse = iotlb === undefined ? undefined : new IovaUse(size, addresses, packed);
@@ -130,7 +131,7 @@ export class PlacedRing {
     if (!fromRing) return NO_CHAIN;
     const result = this.#queue.pop(chain);
     if (result !== CHAIN_TAKEN) return result;
-    if (chain.fault === FAULT_TRANSLATION_MISSING && this.#mayAsk()) {
+    if (chain.fault === FAULT_TRANSLATION_MISSING && this.#asked < MAX_ASKED_PAGES) {
       this.#queue.untake(chain.head);
       return CHAIN_UNTRANSLATED;
     }
@@ -148,7 +149,7 @@ export class PlacedRing {
     const { chain } = this;
     const token = this.#resubmit[this.#resubmitted] as number;
     (this.#inflight as InflightTracker).retake(token, chain);
-    if (chain.fault === FAULT_TRANSLATION_MISSING && this.#mayAsk()) {
+    if (chain.fault === FAULT_TRANSLATION_MISSING && this.#asked < MAX_ASKED_PAGES) {
       this.#queue.release(token);
       return CHAIN_UNTRANSLATED;
     }
@@ -161,10 +162,12 @@ export class PlacedRing {
     return CHAIN_TAKEN;
   }
 
-  /** A chain whose pages drive each other out of the IOTLB would be asked for for ever: it goes back with its fault. */
-  #mayAsk(): boolean {
-    this.#asked += 1;
-    return this.#asked <= MAX_ROUNDS;
+  /**
+   * The front end was asked for pages of the chain that `pop` could not take. One whose pages drive each other out of the
+   * IOTLB would be asked for for ever: after so many of them it goes back with its fault.
+   */
+  noteAsked(pages: number): void {
+    this.#asked += pages;
   }
 
   /** Gives the head that was taken last back to the ring. Only for heads after which none was pushed. */

@@ -94,11 +94,12 @@ export class Postcopy {
 
   /**
    * POSTCOPY_ADVISE: the descriptor that the front end gets. QEMU asks once for each pair of queues of a network device, on
-   * the same connection.
+   * the same connection, and knows for the first pair where the memory is: for the others, nothing is asked for at theirs.
    * @throws SysError - this process cannot have a userfaultfd
    */
   async advise(): Promise<OwnedFd> {
-    this.#active ??= await this.#begin();
+    if (this.#active !== undefined) return new UserFault().fd;
+    this.#active = await this.#begin();
     return this.#active.userFault.fd.duplicate();
   }
 

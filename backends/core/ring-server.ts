@@ -6,7 +6,13 @@
 
 import { DirtyLog } from '../../protocol/memory/dirty-log.ts';
 import { GuestMemory, type SharedRegion } from '../../protocol/memory/guest-memory.ts';
-import { IOTLB_HIT, IOTLB_PAGE_BYTES, Iotlb, type MissingPages } from '../../protocol/memory/iotlb.ts';
+import {
+  IOTLB_HIT,
+  IOTLB_PAGE_BYTES,
+  Iotlb,
+  MAX_MISSING_PAGES,
+  type MissingPages,
+} from '../../protocol/memory/iotlb.ts';
 import { BorrowedMapping, type SharedExtent } from '../../protocol/sys/mapping.ts';
 import { Notifier } from '../../protocol/sys/notifier.ts';
 import { OwnedFd } from '../../protocol/sys/owned-fd.ts';
@@ -49,7 +55,10 @@ export interface RingEvents {
   onSignal(index: number, kind: InBand): void;
 }
 
-/** What the front end said about I/O virtual addresses: IOTLB_MSG, and that there is no translation of a missing page. */
+/**
+ * What the front end said about I/O virtual addresses: IOTLB_MSG, that there is no translation of a missing page, and by
+ * which channel it is to be asked from now on.
+ */
 export type Translation =
   | {
       readonly kind: 'update';
@@ -59,7 +68,8 @@ export type Translation =
       readonly permission: number;
     }
   | { readonly kind: 'invalidate'; readonly iova: bigint; readonly size: bigint }
-  | { readonly kind: 'deny'; readonly iova: number; readonly writable: boolean };
+  | { readonly kind: 'deny'; readonly iova: number; readonly writable: boolean }
+  | { readonly kind: 'ask again' };
 
 /** A page that the front end was asked for. */
 interface AskedPage {
@@ -122,6 +132,8 @@ export class LocalRingServer implements RingServer, VringHost {
   /** Part of the in-flight region, which is one mapping. */
   #inflight: BorrowedMapping | undefined;
   #asked: AskedPage[] = [];
+  /** Why a ring is out of service, by its index. */
+  readonly #complaints = new Map<number, string>();
 
   constructor(pump: Pump, attachment: RingAttachment, rings: number, events: RingEvents, log: Logger) {
     this.#pump = pump;
@@ -146,13 +158,18 @@ export class LocalRingServer implements RingServer, VringHost {
     this.#events.onMemoryFault();
   }
 
-  requestTranslations(missing: MissingPages): void {
+  requestTranslations(missing: MissingPages): number {
+    let asked = 0;
     for (let i = 0; i < missing.count; i += 1) {
       const page = { iova: missing.iova(i), writable: missing.writable(i) };
       if (this.#asked.some(({ iova, writable }) => iova === page.iova && writable === page.writable)) continue;
       this.#asked.push(page);
+      asked += 1;
       this.#events.onMissing(page.iova, page.writable);
     }
+    // Each ring waits for so many at most. What is older was never answered, and nobody waits for it any more.
+    this.#asked.splice(0, this.#asked.length - MAX_MISSING_PAGES * this.#vrings.length);
+    return asked;
   }
 
   #settings(ring: RingDescription): RingSettings {
@@ -186,12 +203,20 @@ export class LocalRingServer implements RingServer, VringHost {
       if (!vring.started || vring.placed) continue;
       try {
         vring.place();
+        this.#complaints.delete(vring.index);
       } catch (error) {
         if (!isRefusal(error)) throw error;
-        this.log.warn(`vring ${vring.index} is out of service: ${error.message}`);
+        this.#complain(vring.index, error.message);
       }
     }
     this.wake();
+  }
+
+  /** Once, however often the ring is looked for. */
+  #complain(index: number, reason: string): void {
+    if (this.#complaints.get(index) === reason) return;
+    this.#complaints.set(index, reason);
+    this.log.warn(`vring ${index} is out of service: ${reason}`);
   }
 
   async setLog(log: SharedExtent | undefined): Promise<void> {
@@ -207,7 +232,8 @@ export class LocalRingServer implements RingServer, VringHost {
     else if (change.kind === 'update') {
       iotlb.update(change.iova, change.size, change.userAddress, change.permission);
       this.#noteAnswer(iotlb, Number(change.iova), Number(change.iova + change.size));
-    } else this.#noteAnswer(iotlb, change.iova, change.iova + IOTLB_PAGE_BYTES);
+    } else if (change.kind === 'deny') this.#noteAnswer(iotlb, change.iova, change.iova + IOTLB_PAGE_BYTES);
+    else this.#asked = [];
     for (const vring of this.#vrings) vring.translationsChanged();
     await this.placeAll();
   }
@@ -235,6 +261,9 @@ export class LocalRingServer implements RingServer, VringHost {
   async start(index: number, ring: RingDescription, kick: number | undefined, polled: boolean): Promise<void> {
     const vring = this.#vring(index);
     const notifier = notifierOf(kick);
+    // Of a driver that was there before: what was denied or not answered then may be mapped now.
+    this.iotlb?.forgetDenied();
+    this.#asked = [];
     try {
       vring.start(this.#settings(ring));
     } catch (error) {

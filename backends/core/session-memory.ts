@@ -11,13 +11,20 @@ import {
   type MemoryRegion,
   type RegionDescription,
 } from '../../protocol/memory/guest-memory.ts';
-import { type SharedExtent, SharedMapping } from '../../protocol/sys/mapping.ts';
+import { MAX_VIEW_BYTES, type SharedExtent, SharedMapping } from '../../protocol/sys/mapping.ts';
 import { type OwnedFd, statFd } from '../../protocol/sys/owned-fd.ts';
 import type { IncomingMessage } from '../../protocol/vhost-user/endpoint.ts';
 import { ProtocolError } from '../../protocol/vhost-user/errors.ts';
 import { VHOST_USER_PROTOCOL_F_PAGEFAULT } from '../../protocol/vhost-user/features.ts';
 import { FRONTEND } from '../../protocol/vhost-user/messages.ts';
-import { type Iotlb, type LogArea, MEMORY_TABLE, SINGLE_REGION } from '../../protocol/vhost-user/payloads.ts';
+import {
+  IOTLB_TYPE_INVALIDATE,
+  IOTLB_TYPE_UPDATE,
+  type Iotlb,
+  type LogArea,
+  MEMORY_TABLE,
+  SINGLE_REGION,
+} from '../../protocol/vhost-user/payloads.ts';
 import { hasFeature } from '../../protocol/virtio/reserved-features.ts';
 import type { Attachment } from './device.ts';
 import { type Dispatcher, ReplyWithFds, SpecialReply } from './dispatcher.ts';
@@ -29,10 +36,8 @@ import type { RingServers } from './ring-servers.ts';
 
 const MAX_REMEMBERED_REMOVALS = 64;
 const PAGE_BYTES = 4096;
-
-// Types of an IOTLB message that a front end sends.
-const IOTLB_UPDATE = 2;
-const IOTLB_INVALIDATE = 3;
+/** Bits of the dirty log are set by atomic operations on words of so many bytes. */
+const LOG_ALIGN = 4;
 
 /** What a session knows that its memory needs. */
 export interface MemoryContext {
@@ -238,9 +243,9 @@ export class SessionMemory {
   /** What is unmapped is not accessed any more when this is answered: requests in flight may, so they end first. */
   async #translate({ iova, size, userAddress, permission, type }: Iotlb): Promise<bigint> {
     const { servers } = this.#context;
-    if (type === IOTLB_UPDATE) {
+    if (type === IOTLB_TYPE_UPDATE) {
       await servers.all((server) => server.translate({ kind: 'update', iova, size, userAddress, permission }));
-    } else if (type === IOTLB_INVALIDATE) {
+    } else if (type === IOTLB_TYPE_INVALIDATE) {
       await servers.all((server) => server.translate({ kind: 'invalidate', iova, size }));
     } else throw new Refused(`IOTLB message of type ${type}: 2 (update) and 3 (invalidate) are possible`);
     return 0n;
@@ -249,15 +254,18 @@ export class SessionMemory {
   /** SET_LOG_BASE: the log is used as long as VHOST_F_LOG_ALL is on. */
   async #setLog({ size, offset }: LogArea, fd: OwnedFd): Promise<void> {
     const file = statFd(fd.fd);
+    if (offset % LOG_ALIGN !== 0) throw new Refused(`dirty log at ${offset}: a multiple of ${LOG_ALIGN} is possible`);
     if (size === 0 || file.size < offset || file.size - offset < size) {
       throw new Refused(`dirty log of ${size} bytes at ${offset} of a file of ${file.size} bytes`);
     }
+    // What lies behind that is of guest memory above 32 TiB.
+    const length = Math.min(size, MAX_VIEW_BYTES);
     const { end } = this.#memory;
-    if (coveredBytes(size) < end) {
+    if (coveredBytes(length) < end) {
       throw new Refused(`dirty log of ${size} bytes: guest memory ends at 0x${end.toString(16)}, beyond it`);
     }
     const lead = offset % PAGE_BYTES;
-    const next = new SharedMapping(fd.fd, offset - lead, lead + size);
+    const next = new SharedMapping(fd.fd, offset - lead, lead + length);
     const last = this.#log;
     this.#log = next;
     this.#logLead = lead;

@@ -81,8 +81,9 @@ export class SessionRings {
       ring.base = num;
     });
     d.on(FRONTEND.GET_VRING_BASE, async ({ index }) => {
+      const wasInService = this.anyStarted;
       const num = await this.#stop(index);
-      if (!this.anyStarted) {
+      if (wasInService && !this.anyStarted) {
         if (this.#context.isLogging) this.#context.handOver();
         this.#context.lease.release(this);
       }

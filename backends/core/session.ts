@@ -17,6 +17,7 @@ import {
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
 } from '../../protocol/vhost-user/features.ts';
 import { BACKEND, FRONTEND } from '../../protocol/vhost-user/messages.ts';
+import { IOTLB_TYPE_MISS } from '../../protocol/vhost-user/payloads.ts';
 import {
   featureMask,
   hasFeature,
@@ -44,7 +45,6 @@ import { type RingContext, SessionRings } from './session-rings.ts';
 const LOGGING = featureMask(VHOST_F_LOG_ALL);
 /** Protocol features without which notifications cannot be messages. */
 const IN_BAND_NEEDS = featureMask(VHOST_USER_PROTOCOL_F_BACKEND_REQ, VHOST_USER_PROTOCOL_F_REPLY_ACK);
-const IOTLB_MISS = 1;
 const PAGE_BYTES = 4096n;
 
 /** Refused requests of one connection that are logged. */
@@ -163,7 +163,7 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
       size: PAGE_BYTES,
       userAddress: 0n,
       permission: writable ? 2 : 1,
-      type: IOTLB_MISS,
+      type: IOTLB_TYPE_MISS,
     };
     const answer = (done: boolean): void => {
       if (done) return;
@@ -260,22 +260,24 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
     d.on(FRONTEND.GET_PROTOCOL_FEATURES, () => this.offered);
     d.on(FRONTEND.SET_PROTOCOL_FEATURES, (accepted) => this.#setProtocolFeatures(accepted));
     d.on(FRONTEND.GET_QUEUE_NUM, () => BigInt(device.maxQueues));
-    d.on(FRONTEND.SET_BACKEND_REQ_FD, (_, [fd]) => {
+    d.on(FRONTEND.SET_BACKEND_REQ_FD, async (_, [fd]) => {
       if (socketRole((fd as OwnedFd).fd) !== 'connected') throw new Refused('the descriptor is not a connected socket');
       this.#channel?.close();
       this.#channel = new BackendChannel(new OwnedFd((fd as OwnedFd).take()), this.log);
+      // By the one before, if there was one, no answer comes any more.
+      await this.servers.all((server) => server.translate({ kind: 'ask again' }));
     });
   }
 
   async #setFeatures(accepted: bigint): Promise<void> {
     const changed = accepted ^ this.#features;
-    // Repeating them is fine (QEMU does it for each pair of queues); rings in service keep theirs.
+    // Repeating them is fine (QEMU does it for each pair of queues); a device in service keeps its state.
     if ((changed & ~LOGGING) !== 0n && this.anyStarted) {
       throw new Refused('a ring is started, and other features were negotiated for it');
     }
     this.#features = accepted;
     if ((changed & LOGGING) !== 0n) await this.#memory.applyLog();
-    if (changed !== LOGGING) await this.#applyFeatures();
+    if (!this.anyStarted) await this.#applyFeatures();
     if (!hasFeature(accepted, VHOST_USER_F_PROTOCOL_FEATURES)) await this.#rings.enableAll();
   }
 

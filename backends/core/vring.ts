@@ -39,8 +39,11 @@ export interface VringHost {
   readonly memoryFaulted: boolean;
   /** They are. */
   onMemoryFault(): void;
-  /** The front end is to be asked for these; `translationsChanged` follows when it answered. */
-  requestTranslations(missing: MissingPages): void;
+  /**
+   * The front end is to be asked for these; `translationsChanged` follows with each of its answers. Returns how many it
+   * had not been asked for before.
+   */
+  requestTranslations(missing: MissingPages): number;
 }
 
 /** Tells the driver or the front end: by a descriptor, or by a message where notifications are in band. */
@@ -286,7 +289,7 @@ export class Vring {
     }
     if (result === CHAIN_UNTRANSLATED) {
       this.#untranslated = true;
-      this.host.requestTranslations(ring.chain.missing);
+      ring.noteAsked(this.host.requestTranslations(ring.chain.missing));
     } else if (result < 0) this.#break(describeFault(result));
     return false;
   }

@@ -6,6 +6,7 @@
 
 import type { DirtyLog } from '../../protocol/memory/dirty-log.ts';
 import type { DescriptorChain } from '../../protocol/virtqueue/chain.ts';
+import { NO_FAULT } from '../../protocol/virtqueue/faults.ts';
 
 /** Part of guest memory. */
 export interface GuestRange {
@@ -30,7 +31,9 @@ export class WriteLog {
   take(chain: DescriptorChain): void {
     const buffers = this.#buffers[chain.head] as number[];
     buffers.length = 0;
-    for (let i = chain.readableSegments; i < chain.segments; i += 1) {
+    // Where the order of buffers is wrong, nobody knows which are writable.
+    const first = chain.fault === NO_FAULT ? chain.readableSegments : 0;
+    for (let i = first; i < chain.segments; i += 1) {
       buffers.push(chain.guest[i] as number, chain.length[i] as number);
     }
   }

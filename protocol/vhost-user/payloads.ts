@@ -247,6 +247,12 @@ export const LOG_AREA = fixed<LogArea>(
   (view) => ({ size: address(view, 0, 'log size'), offset: address(view, 8, 'log offset') }),
 );
 
+/** Types of an IOTLB message. Source: linux/vhost_types.h. */
+export const IOTLB_TYPE_MISS = 1;
+export const IOTLB_TYPE_UPDATE = 2;
+export const IOTLB_TYPE_INVALIDATE = 3;
+export const IOTLB_TYPE_ACCESS_FAIL = 4;
+
 export const IOTLB = fixed<Iotlb>(
   'iotlb',
   32,

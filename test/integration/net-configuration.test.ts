@@ -73,7 +73,7 @@ describeWithPeers(namespacePeers, 'a network device', () => {
       await frontend.negotiate();
 
       // RARP 2, MTU 4, DEVICE_STATE 19 beside what every device has, and PAGEFAULT where a daemon may have a userfaultfd.
-      expect(frontend.offeredProtocol & ~bits(PROTOCOL.PAGEFAULT)).toBe(bits(0, 1, 2, 3, 4, 5, 9, 12, 13, 14, 15, 16, 19));
+      expect(frontend.offeredProtocol & ~bits(PROTOCOL.PAGEFAULT)).toBe(bits(0, 1, 2, 3, 4, 5, 9, 12, 13, 15, 16, 19));
       expect((frontend.offered & ~USO).toString(2)).toBe(bits(...features, ...RING_BITS).toString(2));
       expect([0n, USO]).toContain(frontend.offered & USO);
       expect(await frontend.connection.ask(REQUEST.GET_QUEUE_NUM)).toBe(BigInt(rings));

@@ -21,9 +21,10 @@ const MIXES: [string, Shift, number][] = [
 ];
 
 describe.each([
+  [1, 3],
   [2, 2],
   [3, 4],
-])('with O_DIRECT, %i threads and %i rings', (threads, queues) => {
+])('with O_DIRECT, %i thread(s) and %i rings', (threads, queues) => {
   it.each(MIXES)('of writes that must run alone (%s), none is lost and all come back', async (_, shift, count) => {
     const rig = await ThreadsRig.start(cleanup, { threads, queues, shift, extra: ['--direct'] });
 

@@ -104,6 +104,17 @@ describe.each([
   });
 });
 
+describe('whatever does the requests', () => {
+  it.each(['threads', 'null', 'io_uring'])('threads end in order, under load (%s)', async (engine) => {
+    const rig = await ThreadsRig.start(cleanup, { threads: 2, queues: 4, extra: [`--engine=${engine}`] });
+    // The null engine keeps nothing: there is nothing to compare.
+    if (engine !== 'null') await rig.run(30);
+    rig.submit();
+
+    expect(await rig.backend.sigterm()).toEqual({ code: 0, signal: null });
+  });
+});
+
 describe('a disk that changes its size', () => {
   it('is as large for every thread, and never of a size that it did not have', async () => {
     const rig = await ThreadsRig.start(cleanup, { threads: 3, queues: 4 });

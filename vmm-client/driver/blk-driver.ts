@@ -23,7 +23,7 @@ import {
 } from '../../protocol/virtio/blk.ts';
 import { hasFeature } from '../../protocol/virtio/reserved-features.ts';
 import type { VhostUserFrontend } from '../frontend/frontend.ts';
-import { SharedMemory } from '../frontend/shared-memory.ts';
+import type { SharedMemory } from '../frontend/shared-memory.ts';
 import type { BlkConfig, RangeLimits } from './blk-config.ts';
 import { BlkQueue, STATUS_UNWRITTEN } from './blk-queue.ts';
 import { type BlkDriverOptions, planQueues, readBlkConfig, wantedBlkFeatures } from './blk-setup.ts';
@@ -115,13 +115,13 @@ export class BlkDriver {
     const config = await readBlkConfig(frontend);
     const features = await frontend.acceptFeatures(wantedBlkFeatures(options));
     const plan = planQueues(config, features, frontend.capabilities.queueCount, options);
-    const memory = new SharedMemory(plan.memoryBytes);
+    const memory = frontend.createMemory(plan.memoryBytes);
     const queues = plan.queues.map((queue) => new BlkQueue(memory, queue));
     const driver = new BlkDriver(frontend, memory, queues, config, plan.maxRequestBytes, options.timeoutMs ?? 30_000);
     try {
       await frontend.setMemory([memory]);
       await frontend.trackInflight(queues.length, plan.queueSize);
-      for (const queue of queues) await frontend.startVring(queue.vring, queue.base);
+      await frontend.startVrings(queues);
       return driver;
     } catch (error) {
       await driver.close();

@@ -13,7 +13,7 @@ import {
   VIRTIO_NET_MAX_PACKET_BYTES,
 } from '../../protocol/virtio/net.ts';
 import type { VhostUserFrontend } from '../frontend/frontend.ts';
-import { SharedMemory } from '../frontend/shared-memory.ts';
+import type { SharedMemory } from '../frontend/shared-memory.ts';
 import type { DriverQueue } from './driver-queue.ts';
 import type { NetConfig } from './net-config.ts';
 import { NetControlQueue } from './net-control-queue.ts';
@@ -122,7 +122,7 @@ export class NetDriver {
     const { queueCount } = frontend.capabilities;
     const features = await frontend.acceptFeatures(wantedFeatures(config, queueCount, options));
     const plan = planNet(config, features, queueCount, options);
-    const memory = new SharedMemory(plan.memoryBytes);
+    const memory = frontend.createMemory(plan.memoryBytes);
     const receiveQueues = plan.receive.map((queue) => new NetReceiveQueue(memory, queue));
     const transmitQueues = plan.transmit.map((queue) => new NetTransmitQueue(memory, queue));
     const control =
@@ -143,7 +143,7 @@ export class NetDriver {
         const rings = Math.max(...driver.#queues.map(({ index }) => index)) + 1;
         await frontend.trackInflight(rings, Math.max(plan.queueSize, control?.queue.ring.size ?? 0));
       }
-      for (const queue of driver.#queues) await frontend.startVring(queue.vring, queue.base);
+      await frontend.startVrings(driver.#queues);
       if (control !== undefined) await driver.#setPairs();
       return driver;
     } catch (error) {

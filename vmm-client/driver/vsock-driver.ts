@@ -14,7 +14,7 @@ import {
   VIRTIO_VSOCK_TYPE_STREAM,
 } from '../../protocol/virtio/vsock.ts';
 import type { VhostUserFrontend } from '../frontend/frontend.ts';
-import { SharedMemory } from '../frontend/shared-memory.ts';
+import type { SharedMemory } from '../frontend/shared-memory.ts';
 import type { DriverQueue } from './driver-queue.ts';
 import { RING_FAULT } from './virtqueue.ts';
 import type { VsockConnection, VsockHandler } from './vsock-connection.ts';
@@ -103,7 +103,7 @@ export class VsockDriver {
     const cid = await readGuestCid(frontend, options);
     const features = await frontend.acceptFeatures(wantedVsockFeatures(options));
     const plan = planVsock(features, frontend.capabilities.queueCount, options);
-    const memory = new SharedMemory(plan.memoryBytes);
+    const memory = frontend.createMemory(plan.memoryBytes);
     const receive = new VsockReceiveQueue(memory, plan.receive);
     const transmit = new VsockTransmitQueue(memory, plan.transmit);
     const events = new VsockEventQueue(memory, VIRTIO_VSOCK_EVENT_QUEUE, plan.ring);
@@ -111,7 +111,7 @@ export class VsockDriver {
     const driver = new VsockDriver(frontend, memory, multiplexer, receive, events, options);
     try {
       await frontend.setMemory([memory]);
-      for (const queue of driver.queues) await frontend.startVring(queue.vring, queue.base);
+      await frontend.startVrings(driver.queues);
       driver.#takeEvents();
       driver.#wake();
       return driver;

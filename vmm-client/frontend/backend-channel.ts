@@ -7,8 +7,7 @@ import { makeBlocking, type OwnedFd } from '../../protocol/sys/owned-fd.ts';
 import { UnixStream } from '../../protocol/sys/unix-socket.ts';
 import { closeAll, Endpoint, type IncomingMessage } from '../../protocol/vhost-user/endpoint.ts';
 import { BACKEND } from '../../protocol/vhost-user/messages.ts';
-import { U64 } from '../../protocol/vhost-user/payloads.ts';
-import { IOTLB_TYPE_ACCESS_FAIL, IOTLB_TYPE_MISS } from './iotlb.ts';
+import { IOTLB_TYPE_ACCESS_FAIL, IOTLB_TYPE_MISS, U64 } from '../../protocol/vhost-user/payloads.ts';
 
 const DONE = 0n;
 const REFUSED = 1n;

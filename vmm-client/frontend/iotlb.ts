@@ -5,15 +5,10 @@
 
 import { PeerError } from '../../protocol/vhost-user/errors.ts';
 import { FRONTEND } from '../../protocol/vhost-user/messages.ts';
+import { IOTLB_TYPE_INVALIDATE, IOTLB_TYPE_UPDATE } from '../../protocol/vhost-user/payloads.ts';
 import { hasFeature, VIRTIO_F_ACCESS_PLATFORM } from '../../protocol/virtio/reserved-features.ts';
 import type { FrontendConnection } from './connection.ts';
 import type { IoMapping, IoMappings, IoMappingsListener } from './io-mappings.ts';
-
-/** Types of an IOTLB message. Source: linux/vhost_types.h. */
-export const IOTLB_TYPE_MISS = 1;
-export const IOTLB_TYPE_UPDATE = 2;
-export const IOTLB_TYPE_INVALIDATE = 3;
-export const IOTLB_TYPE_ACCESS_FAIL = 4;
 
 export class BackendIotlb implements IoMappingsListener {
   readonly #mappings: IoMappings;

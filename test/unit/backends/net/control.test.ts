@@ -103,7 +103,7 @@ beforeEach(async () => {
     wake: () => undefined,
     memoryFaulted: false,
     onMemoryFault: () => undefined,
-    requestTranslations: () => undefined,
+    requestTranslations: () => 0,
   });
   const { descriptor, used, available } = ring.addresses();
   vring.start({
