@@ -23,7 +23,7 @@ const FAILED = 1n;
 /** A state that is longer is not one of ours. */
 const MAX_STATE_BYTES = 64 * 1024;
 /** Who asks whether a transfer succeeded has seen its end, or has made it: what is left takes no time. */
-const CHECK_PATIENCE_MS = 5000;
+const CHECK_PATIENCE_MS = 3000;
 
 export class DeviceState {
   readonly #attachment: Attachment;

@@ -94,11 +94,14 @@ export class Postcopy {
 
   /**
    * POSTCOPY_ADVISE: the descriptor that the front end gets. QEMU asks once for each pair of queues of a network device, on
-   * the same connection, and knows for the first pair where the memory is: for the others, nothing is asked for at theirs.
+   * the same connection, and last for the first pair, for which alone it knows in time where the memory is: the last
+   * descriptor is the one at which pages are asked for.
    * @throws SysError - this process cannot have a userfaultfd
+   * @throws Refused - the memory comes late already
    */
   async advise(): Promise<OwnedFd> {
-    if (this.#active !== undefined) return new UserFault().fd;
+    if (this.isListening) throw new Refused('it comes before POSTCOPY_LISTEN');
+    if (this.#active !== undefined) await this.#leave(this.#active);
     this.#active = await this.#begin();
     return this.#active.userFault.fd.duplicate();
   }

@@ -238,12 +238,13 @@ export class LocalRingServer implements RingServer, VringHost {
     await this.placeAll();
   }
 
-  /** Rings that use the range let go of it first: their requests in flight end. */
+  /** Nobody finds the range any more, and rings that use it let go of it: their requests in flight end. */
   async #invalidate(iotlb: Iotlb, iova: bigint, size: bigint): Promise<void> {
+    // First: while one ring is waited for, others take chains.
+    iotlb.invalidate(iova, size);
     // Size 0 stands for 2^64.
     const end = size === 0n ? Number.POSITIVE_INFINITY : Number(iova + size);
     for (const vring of this.#vrings) if (vring.usesIova(Number(iova), end)) await vring.displace();
-    iotlb.invalidate(iova, size);
   }
 
   /**
@@ -260,17 +261,16 @@ export class LocalRingServer implements RingServer, VringHost {
 
   async start(index: number, ring: RingDescription, kick: number | undefined, polled: boolean): Promise<void> {
     const vring = this.#vring(index);
-    const notifier = notifierOf(kick);
+    vring.setKick(notifierOf(kick), polled);
     // Of a driver that was there before: what was denied or not answered then may be mapped now.
     this.iotlb?.forgetDenied();
     this.#asked = [];
     try {
       vring.start(this.#settings(ring));
     } catch (error) {
-      notifier?.close();
+      vring.setKick(undefined, false);
       throw error;
     }
-    vring.setKick(notifier, polled);
     this.#pump.add(vring);
   }
 

@@ -93,6 +93,7 @@ export class SessionDevice {
 
   async #reset(): Promise<void> {
     await this.#context.resetRings();
+    this.#status = 0n;
     this.#context.attachment.reset();
     this.#context.saveState();
   }

@@ -83,10 +83,7 @@ export class SessionRings {
     d.on(FRONTEND.GET_VRING_BASE, async ({ index }) => {
       const wasInService = this.anyStarted;
       const num = await this.#stop(index);
-      if (wasInService && !this.anyStarted) {
-        if (this.#context.isLogging) this.#context.handOver();
-        this.#context.lease.release(this);
-      }
+      if (wasInService && !this.anyStarted) this.#leaveService();
       return { index, num };
     });
     d.on(FRONTEND.SET_VRING_KICK, ({ index, noFd }, fds) => this.#kick(index, noFd, fds));
@@ -177,13 +174,23 @@ export class SessionRings {
     for (let i = 0; i < this.#rings.length; i += 1) await this.#context.servers.of(i).enable(i, true);
   }
 
-  /** RESET_OWNER, RESET_DEVICE: stops and disables every ring. */
+  /** The last ring was stopped: others may run rings, and on another host where the guest is being migrated. */
+  #leaveService(): void {
+    if (this.#context.isLogging) this.#context.handOver();
+    this.#context.lease.release(this);
+  }
+
+  /**
+   * RESET_OWNER, RESET_DEVICE, a status of 0, which QEMU says at the end of a migration, too, before GET_VRING_BASE: stops
+   * and disables every ring.
+   */
   async reset(): Promise<void> {
+    const wasInService = this.anyStarted;
     for (let i = 0; i < this.#rings.length; i += 1) {
       await this.#stop(i);
       await this.#context.servers.of(i).enable(i, false);
     }
-    this.#context.lease.release(this);
+    if (wasInService) this.#leaveService();
   }
 
   /** The connection is closed; what is in flight is being finished. */

@@ -169,7 +169,9 @@ export class Vring {
 
   /** Whether the ring was used before we got it: by an earlier life of the daemon, or on another host. */
   get hasPast(): boolean {
-    return this.#ring?.hasPast === true;
+    if (this.#ring !== undefined) return this.#ring.hasPast;
+    // One that is still looked for: what the front end said of it. A packed ring begins with both wrap counters 1.
+    return this.#settings.base !== 0 && this.#settings.base !== 0x8000_8000;
   }
 
   get inFlight(): number {

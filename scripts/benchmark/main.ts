@@ -11,6 +11,9 @@ import { measureNet, type NetResults } from './net/measure.ts';
 import { COLOURS as NET_COLOURS, chartSections as netChartSections, renderNet } from './net/report.ts';
 import { WORKLOADS as NET_WORKLOADS } from './net/workloads.ts';
 import { PART_NAMES, type PartName, type Sections, writeReport } from './report.ts';
+import { measureRings, type RingsResults } from './rings/measure.ts';
+import { COLOURS as RINGS_COLOURS, renderRings, chartSections as ringsChartSections } from './rings/report.ts';
+import { WORKLOADS as RINGS_WORKLOADS } from './rings/workloads.ts';
 import { measureVm, type VmResults } from './vm/measure.ts';
 import { renderVm, COLOURS as VM_COLOURS, chartSections as vmChartSections } from './vm/report.ts';
 import { EXITS, WORKLOADS as VM_WORKLOADS } from './vm/workloads.ts';
@@ -34,6 +37,7 @@ interface Options {
 
 interface Results {
   blk?: BlkResults;
+  rings?: RingsResults;
   net?: NetResults;
   vsock?: VsockResults;
   vm?: VmResults;
@@ -41,12 +45,14 @@ interface Results {
 
 const NAMES: Record<PartName, readonly string[]> = {
   blk: [...BLK_WORKLOADS.map((workload) => workload.name), FOOTPRINT],
+  rings: RINGS_WORKLOADS.map((workload) => workload.name),
   net: [...NET_WORKLOADS.map((workload) => workload.name), FOOTPRINT],
   vsock: [...VSOCK_WORKLOADS.map((workload) => workload.name), FOOTPRINT],
   vm: [...VM_WORKLOADS.map((workload) => workload.name), EXITS],
 };
 const DEFAULTS: Record<PartName, { rounds: number; seconds: number }> = {
   blk: { rounds: 5, seconds: 3 },
+  rings: { rounds: 5, seconds: 2 },
   net: { rounds: 3, seconds: 2 },
   vsock: { rounds: 5, seconds: 2 },
   vm: { rounds: 5, seconds: 2 },
@@ -55,6 +61,7 @@ const QUICK = { rounds: 2, seconds: 1 };
 const REPORT = path.join('docs', 'benchmarks.md');
 const CHARTS: Record<PartName, string> = {
   blk: path.join('docs', 'benchmarks.svg'),
+  rings: path.join('docs', 'benchmarks-rings.svg'),
   net: path.join('docs', 'benchmarks-net.svg'),
   vsock: path.join('docs', 'benchmarks-vsock.svg'),
   vm: path.join('docs', 'benchmarks-vm.svg'),
@@ -70,26 +77,26 @@ function parseOptions(): { parts: readonly PartName[]; options: Options } {
   const collect = (text: string, before: string[]) => [...before, text];
   const command = new Command('scripts/bench')
     .description(
-      'Measures vhost-user-blk against qemu-storage-daemon and fio, vhost-user-net against DPDK, passt and bare loops on a TAP, vhost-user-vsock against socat, and ringside vm against QEMU.',
+      'Measures vhost-user-blk against qemu-storage-daemon and fio and against itself with other rings, vhost-user-net against DPDK, passt and bare loops on a TAP, vhost-user-vsock against socat, and ringside vm against QEMU.',
     )
     .addArgument(new Argument('[part]', 'what to measure; everything by default').choices(PART_NAMES))
     .option('--only <name>', 'one workload, may be repeated (the names are below)', collect, [])
     .option(
       '--rounds <number>',
-      'runs of each participant in each workload (blk: 5, net: 3, vsock: 5, vm: 5)',
+      'runs of each participant in each workload (blk: 5, rings: 5, net: 3, vsock: 5, vm: 5)',
       positive,
     )
-    .option('--seconds <number>', 'measured time of a run (blk: 3, net: 2, vsock: 2, vm: 2)', positive)
+    .option('--seconds <number>', 'measured time of a run (blk: 3, rings: 2, net: 2, vsock: 2, vm: 2)', positive)
     .option('--quick', '2 rounds of 1 second: shows that it works, proves little', false)
     .option('--json <file>', 'write all results to this file')
     .option('--report', `write ${REPORT} and charts; of a part that was not measured, the old ones stay`, false)
     .option('--daemon-option <option>', 'pass an option to our daemon, may be repeated', collect, [])
     .option('--poll-client', 'blk: the client spins instead of sleeping until something completes', false)
-    .option('--dir <folder>', 'blk, vm: where the image is made: on a disk, not in memory', '.cache')
-    .option('--image-mib <number>', 'blk: size of the image', positive, 1024)
+    .option('--dir <folder>', 'blk, rings, vm: where the image is made: on a disk, not in memory', '.cache')
+    .option('--image-mib <number>', 'blk, rings: size of the image', positive, 1024)
     .option(
       '--image-write-bytes <number>',
-      'blk: the image is written in pieces of this size (decides folio sizes)',
+      'blk, rings: the image is written in pieces of this size (decides folio sizes)',
       positive,
       4096,
     )
@@ -115,13 +122,14 @@ async function measure(children: Children, parts: readonly PartName[], options: 
   };
   const results: Results = {};
   if (parts.includes('blk')) results.blk = await measureBlk(children, settingsOf('blk'), isWanted, log);
+  if (parts.includes('rings')) results.rings = await measureRings(children, settingsOf('rings'), isWanted, log);
   if (parts.includes('net')) results.net = await measureNet(children, settingsOf('net'), isWanted, log);
   if (parts.includes('vsock')) results.vsock = await measureVsock(children, settingsOf('vsock'), isWanted, log);
   if (parts.includes('vm')) results.vm = await measureVm(children, settingsOf('vm'), isWanted, log);
   return results;
 }
 
-function writeResults({ blk, net, vsock, vm }: Results): string[] {
+function writeResults({ blk, rings, net, vsock, vm }: Results): string[] {
   const sections: Sections = {};
   const charts: string[] = [];
   const chartName = (part: PartName) => path.basename(CHARTS[part]);
@@ -132,6 +140,10 @@ function writeResults({ blk, net, vsock, vm }: Results): string[] {
   if (blk) {
     sections.blk = renderBlk(blk, chartName('blk'));
     writeChart('blk', drawChart(blkChartSections(blk), BLK_COLOURS));
+  }
+  if (rings) {
+    sections.rings = renderRings(rings, chartName('rings'));
+    writeChart('rings', drawChart(ringsChartSections(rings), RINGS_COLOURS));
   }
   if (net) {
     sections.net = renderNet(net, chartName('net'));

@@ -36,6 +36,9 @@ export interface Run {
   p50Us?: number | undefined;
   p99Us?: number | undefined;
   bytesPerSecond?: number | undefined;
+  /** CPU time of the client and of the back end, in units of one core. */
+  clientCores?: number | undefined;
+  backendCores?: number | undefined;
   /** Share of one core that processes outside of the benchmark, or the hypervisor, took during the run. */
   foreignCpu: number;
 }
@@ -50,6 +53,8 @@ export interface Cell {
   p50Us: number | undefined;
   p99Us: number | undefined;
   bytesPerSecond: number | undefined;
+  clientCores: number | undefined;
+  backendCores: number | undefined;
   /** The most disturbed round. */
   foreignCpu: number;
 }
@@ -113,6 +118,8 @@ export function cellOf(contestant: string, commands: readonly string[], runs: re
     p50Us: medianOfKnown(runs.map((run) => run.p50Us)),
     p99Us: medianOfKnown(runs.map((run) => run.p99Us)),
     bytesPerSecond: medianOfKnown(runs.map((run) => run.bytesPerSecond)),
+    clientCores: medianOfKnown(runs.map((run) => run.clientCores)),
+    backendCores: medianOfKnown(runs.map((run) => run.backendCores)),
     foreignCpu: Math.max(...runs.map((run) => run.foreignCpu)),
   };
 }
@@ -223,6 +230,11 @@ export function formatCompared({ target, compared }: Verdict): string {
   if (target.kind === 'at-most-added') {
     return `${median < 0 ? '' : '+'}${median.toFixed(1)} us (${min.toFixed(1)} - ${max.toFixed(1)})`;
   }
+  return formatRatio(compared);
+}
+
+/** `1.25x (1.10 - 1.31)`. */
+export function formatRatio({ median, min, max }: Spread): string {
   return `${median.toFixed(2)}x (${min.toFixed(2)} - ${max.toFixed(2)})`;
 }
 

@@ -290,11 +290,11 @@ describe.runIf(possible)('messages of postcopy', () => {
     await shareLate(frontend, late);
   });
 
-  it('ADVISE and LISTEN twice are answered twice, and pages are asked for at the first userfaultfd', async () => {
+  it('ADVISE and LISTEN twice are answered twice, and pages are asked for at the last userfaultfd', async () => {
     const { frontend, late } = await negotiate();
     const other = daemon().keep(new LateMemory(frontend.ram));
-    await advise(frontend, late);
     await advise(frontend, other);
+    await advise(frontend, late);
     await listen(frontend);
     await listen(frontend);
     [late.base = 0] = await setTable(frontend);
@@ -303,6 +303,14 @@ describe.runIf(possible)('messages of postcopy', () => {
     await frontend.startRing(frontend.ring());
     expect(late.asked.length).toBeGreaterThan(0);
     expect(other.asked).toEqual([]);
+  });
+
+  it('ADVISE while listening closes the connection', async () => {
+    const { frontend, late } = await negotiate();
+    await advise(frontend, late);
+    await listen(frontend);
+
+    expect(await frontend.isRefused(REQUEST.POSTCOPY_ADVISE)).toBe('closed');
   });
 
   it('END before the acknowledgement closes the connection', async () => {

@@ -25,8 +25,6 @@ import {
   readInflight,
   readU64,
   u64,
-  vringAddress,
-  vringState,
 } from '../support/frontend/wire.ts';
 import { randomImage } from '../support/image.ts';
 

@@ -202,7 +202,7 @@ export const FRONTEND_MESSAGES: Readonly<Record<keyof typeof FRONTEND, Entry>> =
     remark: 'where PAGEFAULT is offered, and when it was negotiated',
     proof: [
       `${POSTCOPY} > that were not negotiated are refused`,
-      `${POSTCOPY} > ADVISE and LISTEN twice are answered twice, and pages are asked for at the first userfaultfd`,
+      `${POSTCOPY} > ADVISE and LISTEN twice are answered twice, and pages are asked for at the last userfaultfd`,
     ],
   },
   POSTCOPY_LISTEN: {

@@ -59,7 +59,7 @@ const message = (id: number, payload: Uint8Array, fds: OwnedFd[] = []) => ({
 });
 
 describe.runIf(userFaultsAvailable())('postcopy', () => {
-  it('goes from advice to listening to its end, with one guardian', async () => {
+  it('goes from advice to listening to its end, with one guardian at a time', async () => {
     const { postcopy, guardians } = create();
     expect(postcopy.isListening).toBe(false);
 
@@ -69,12 +69,13 @@ describe.runIf(userFaultsAvailable())('postcopy', () => {
     postcopy.listen(false);
     postcopy.listen(false);
     expect(postcopy.isListening).toBe(true);
+    await expect(postcopy.advise()).rejects.toThrow(/before POSTCOPY_LISTEN/);
     await postcopy.end();
 
-    expect([postcopy.isListening, guardians]).toEqual([false, { started: 1, stopped: 1 }]);
+    expect([postcopy.isListening, guardians]).toEqual([false, { started: 2, stopped: 2 }]);
     await postcopy.end();
     await advise(postcopy);
-    expect(guardians).toEqual({ started: 2, stopped: 1 });
+    expect(guardians).toEqual({ started: 3, stopped: 2 });
   });
 
   it('does not listen without advice, nor when there is memory', async () => {
