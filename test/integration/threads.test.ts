@@ -130,6 +130,8 @@ describe('a disk that changes its size', () => {
     truncateSync(rig.backend.image, 2 ** 33);
     rig.backend.signal('SIGHUP');
     await rig.backend.waitForLog(/-> 8589934592 bytes/);
+    // It is said first and done then: the main thread answers when it is done.
+    await rig.frontend.connection.ask(REQUEST.GET_FEATURES);
 
     for (const { ring } of rig.loads) {
       const last = { type: TYPE.IN, sector: 2 ** 24 - 1, inBytes: 512, queue: ring.index };

@@ -88,15 +88,15 @@ const QUEUES: readonly Contestant[] = [
 ];
 
 /** The client sleeps, so that it leaves the cores to the back end, and the kernel's copying is the work. */
-function threads(blockKib: number): RingsWorkload {
+function threads(blockKib: number, depth: number): RingsWorkload {
   return {
     name: `threads-${blockKib}k`,
-    title: `page cache, read ${blockKib} KiB, 32 in flight`,
+    title: `page cache, read ${blockKib} KiB, ${depth} in flight`,
     unit: 'iops',
     kind: 'threads',
     engine: 'io_uring',
     blockBytes: blockKib * 1024,
-    depth: 32,
+    depth,
     clientPollUs: 0,
     isPinned: false,
     contestants: [...QUEUES, '2 loops', '1 loop'],
@@ -123,10 +123,11 @@ export const WORKLOADS: readonly RingsWorkload[] = [
   layout('null', 32),
   layout('null', 128),
   layout('io_uring', 32),
-  threads(64),
-  threads(256),
+  threads(64, 128),
+  threads(256, 64),
+  threads(1024, 32),
   {
-    ...threads(4),
+    ...threads(4, 32),
     name: 'threads-null',
     title: 'null engine, read 4 KiB, 32 in flight',
     engine: 'null',
