@@ -12,6 +12,9 @@ import { U64 } from '../../protocol/vhost-user/payloads.ts';
 import { isRefusal } from './dispatcher.ts';
 import type { Logger } from './logging.ts';
 
+/** Requests that may wait for an answer: 64 missing pages for each of 256 rings. */
+const MAX_UNANSWERED = 64 * 256;
+
 /** Called with whether the front end did what it was asked to. */
 type Answer = (done: boolean) => void;
 
@@ -33,6 +36,7 @@ export class BackendChannel {
     if (this.#endpoint.isClosed) return;
     if (answer !== undefined) this.#answers.push({ id: type.id, answer });
     try {
+      if (this.#answers.length > MAX_UNANSWERED) throw new ProtocolError(`${MAX_UNANSWERED} requests are not answered`);
       this.#endpoint.sendRequest(type, value, { needReply: answer !== undefined });
     } catch (error) {
       if (!(error instanceof ProtocolError) && !isRefusal(error)) throw error;

@@ -8,7 +8,7 @@ import { SysError } from '../../protocol/sys/errors.ts';
 import type { OwnedFd } from '../../protocol/sys/owned-fd.ts';
 import { closeAll, type Endpoint, type IncomingMessage } from '../../protocol/vhost-user/endpoint.ts';
 import { ProtocolError } from '../../protocol/vhost-user/errors.ts';
-import { FRONTEND_BY_ID, type MessageType } from '../../protocol/vhost-user/messages.ts';
+import { FRONTEND, FRONTEND_BY_ID, type MessageType } from '../../protocol/vhost-user/messages.ts';
 import { U64 } from '../../protocol/vhost-user/payloads.ts';
 import { RingError } from '../../protocol/virtqueue/virtqueue.ts';
 import { Refused } from './refused.ts';
@@ -45,6 +45,13 @@ interface Entry {
 const ACK_OK = U64.encode(0n);
 const ACK_FAILED = U64.encode(1n);
 const NOTHING = new Uint8Array(0);
+/** How messages with a reply of their own say no, where they can: the payload, by the message's number. */
+const REFUSALS: ReadonlyMap<number, Uint8Array> = new Map([
+  [FRONTEND.GET_CONFIG.id, NOTHING],
+  [FRONTEND.IOTLB_MSG.id, U64.encode(1n)],
+  // Bits 0-7: an error; bit 8: no descriptor.
+  [FRONTEND.SET_DEVICE_STATE_FD.id, U64.encode(0x101n)],
+]);
 
 /** Whether an error is the front end's or the host's fault, and not ours. */
 export function isRefusal(error: unknown): error is Error {
@@ -113,17 +120,18 @@ export class Dispatcher {
     } catch (error) {
       if (!isRefusal(error)) throw error;
       error.message = `${type.name}: ${error.message}`;
-      return this.#refuse(message, endpoint, error);
+      const refusal = REFUSALS.get(type.id);
+      if (refusal === undefined) return this.#refuse(message, endpoint, error);
+      endpoint.sendReply(type.id, refusal);
+      return error;
     }
   }
 
-  /** A failed GET_CONFIG has an answer of its own: an empty payload. Other replies have no way to say no. */
+  /** By the acknowledgement that was asked for. Replies have no way to say no, but those above. */
   #refuse(message: IncomingMessage, endpoint: Endpoint, error: Error): Error {
     const type = FRONTEND_BY_ID.get(message.id);
-    if (type?.name === 'GET_CONFIG') endpoint.sendReply(message.id, NOTHING);
-    else if (type?.reply === undefined && message.needsReply && this.acknowledges) {
-      endpoint.sendReply(message.id, ACK_FAILED);
-    } else throw error;
+    if (type?.reply !== undefined || !message.needsReply || !this.acknowledges) throw error;
+    endpoint.sendReply(message.id, ACK_FAILED);
     return error;
   }
 }

@@ -71,12 +71,6 @@ export type Translation =
   | { readonly kind: 'deny'; readonly iova: number; readonly writable: boolean }
   | { readonly kind: 'ask again' };
 
-/** A page that the front end was asked for. */
-interface AskedPage {
-  readonly iova: number;
-  readonly writable: boolean;
-}
-
 /** What a session asks of a server. Every call is done when its promise is. */
 export interface RingServer {
   setFeatures(features: RingFeatures): Promise<void>;
@@ -131,7 +125,8 @@ export class LocalRingServer implements RingServer, VringHost {
   #logMapping: BorrowedMapping | undefined;
   /** Part of the in-flight region, which is one mapping. */
   #inflight: BorrowedMapping | undefined;
-  #asked: AskedPage[] = [];
+  /** Pages that the front end was asked for, oldest first: the address, and 1 more where it is to be written. */
+  readonly #asked = new Set<number>();
   /** Why a ring is out of service, by its index. */
   readonly #complaints = new Map<number, string>();
 
@@ -161,14 +156,18 @@ export class LocalRingServer implements RingServer, VringHost {
   requestTranslations(missing: MissingPages): number {
     let asked = 0;
     for (let i = 0; i < missing.count; i += 1) {
-      const page = { iova: missing.iova(i), writable: missing.writable(i) };
-      if (this.#asked.some(({ iova, writable }) => iova === page.iova && writable === page.writable)) continue;
-      this.#asked.push(page);
+      const [iova, writable] = [missing.iova(i), missing.writable(i)];
+      const page = iova + (writable ? 1 : 0);
+      if (this.#asked.has(page)) continue;
+      this.#asked.add(page);
       asked += 1;
-      this.#events.onMissing(page.iova, page.writable);
+      this.#events.onMissing(iova, writable);
     }
     // Each ring waits for so many at most. What is older was never answered, and nobody waits for it any more.
-    this.#asked.splice(0, this.#asked.length - MAX_MISSING_PAGES * this.#vrings.length);
+    for (const oldest of this.#asked) {
+      if (this.#asked.size <= MAX_MISSING_PAGES * this.#vrings.length) break;
+      this.#asked.delete(oldest);
+    }
     return asked;
   }
 
@@ -233,7 +232,7 @@ export class LocalRingServer implements RingServer, VringHost {
       iotlb.update(change.iova, change.size, change.userAddress, change.permission);
       this.#noteAnswer(iotlb, Number(change.iova), Number(change.iova + change.size));
     } else if (change.kind === 'deny') this.#noteAnswer(iotlb, change.iova, change.iova + IOTLB_PAGE_BYTES);
-    else this.#asked = [];
+    else this.#asked.clear();
     for (const vring of this.#vrings) vring.translationsChanged();
     await this.placeAll();
   }
@@ -252,11 +251,13 @@ export class LocalRingServer implements RingServer, VringHost {
    * after an update that says otherwise, by the other socket: then it was asked for no more.
    */
   #noteAnswer(iotlb: Iotlb, start: number, end: number): void {
-    this.#asked = this.#asked.filter(({ iova, writable }) => {
-      if (iova < start || iova >= end) return true;
+    for (const page of this.#asked) {
+      const writable = page % 2 === 1;
+      const iova = writable ? page - 1 : page;
+      if (iova < start || iova >= end) continue;
       if (iotlb.lookup(iova, writable) !== IOTLB_HIT) iotlb.deny(iova, writable);
-      return false;
-    });
+      this.#asked.delete(page);
+    }
   }
 
   async start(index: number, ring: RingDescription, kick: number | undefined, polled: boolean): Promise<void> {
@@ -264,7 +265,7 @@ export class LocalRingServer implements RingServer, VringHost {
     vring.setKick(notifierOf(kick), polled);
     // Of a driver that was there before: what was denied or not answered then may be mapped now.
     this.iotlb?.forgetDenied();
-    this.#asked = [];
+    this.#asked.clear();
     try {
       vring.start(this.#settings(ring));
     } catch (error) {
@@ -326,7 +327,7 @@ export class LocalRingServer implements RingServer, VringHost {
     this.memory.adopt([]);
     this.iotlb = undefined;
     this.#inflight = undefined;
-    this.#asked = [];
+    this.#asked.clear();
   }
 }
 

@@ -230,7 +230,13 @@ describe.each(DAEMONS)('vhost-user-$name', (daemon) => {
     const directory = cleanup.directory();
     path = join(directory, 'socket');
     const main = join(projectDirectory, `dist/backends/${daemon.name}/main.js`);
-    const options = [`--socket-path=${path}`, '--log-format=json', '--iommu', '--in-band', ...daemon.options(directory)];
+    const options = [
+      `--socket-path=${path}`,
+      '--log-format=json',
+      '--iommu',
+      '--in-band',
+      ...daemon.options(directory),
+    ];
     child = new Child(process.execPath, [main, ...options]);
     cleanup.add(() => child?.stop());
     await child.waitFor(/"listening on /, 15_000);

@@ -175,6 +175,17 @@ describe('the dirty log', () => {
   });
 });
 
+it('a device state that cannot be transferred now is answered by an error', async () => {
+  const daemon = await VsockDaemon.start(cleanup);
+  const frontend = await start(daemon.socket, { queues: 2, protocolFeatures: [PROTOCOL.DEVICE_STATE] });
+  const ends = createPipe();
+  for (const end of ends) cleanup.add(() => end.close());
+  const transfer = new Uint8Array(8);
+  const { payload } = await frontend.connection.call(REQUEST.SET_DEVICE_STATE_FD, transfer, [ends[1]]);
+  expect(readU64(payload)).toBe(0x101n);
+  expect(await frontend.connection.ask(REQUEST.CHECK_DEVICE_STATE)).toBe(0n);
+});
+
 describe('a device state that never ends', () => {
   const LOAD = 1;
   const begin = async (socket: string, fd: OwnedFd): Promise<RawFrontend> => {

@@ -123,7 +123,7 @@ async function main(): Promise<void> {
     .requiredOption('--block-bytes <bytes>')
     .requiredOption('--depth <number>', 'requests in flight on all queues together')
     .requiredOption('--queues <number>')
-    .requiredOption('--poll-us <us>')
+    .requiredOption('--poll-us <us>', 'how long to poll in vain before sleeping')
     .requiredOption('--seconds <s>')
     .requiredOption('--warmup <s>')
     .option('--packed', '', false)

@@ -87,7 +87,10 @@ const QUEUES: readonly Contestant[] = [
   '4 queues, 2 threads',
 ];
 
-/** The client sleeps, so that it leaves the cores to the back end, and the kernel's copying is the work. */
+/**
+ * The client sleeps at once, so that it leaves the cores to the back end, and `depth` is enough for it to find several completions whenever
+ * it wakes. The work is the kernel's copying.
+ */
 function threads(blockKib: number, depth: number): RingsWorkload {
   return {
     name: `threads-${blockKib}k`,
@@ -123,7 +126,7 @@ export const WORKLOADS: readonly RingsWorkload[] = [
   layout('null', 32),
   layout('null', 128),
   layout('io_uring', 32),
-  threads(64, 128),
+  threads(64, 256),
   threads(256, 64),
   threads(1024, 32),
   {

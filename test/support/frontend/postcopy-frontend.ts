@@ -1,5 +1,6 @@
 /** A front end whose guest moved here before its memory: the messages of postcopy, in single steps. */
 
+import type { OwnedFd } from '../../../protocol/sys/owned-fd.ts';
 import type { LateMemory } from './late-memory.ts';
 import type { RawFrontend } from './raw-frontend.ts';
 import { FLAGS, memoryTable, PROTOCOL, type RawRegion, REQUEST, readU64, singleRegion, u64 } from './wire.ts';

@@ -103,7 +103,7 @@ describe('an invalidation', () => {
     }
     const [first, second] = rings as [RawRing, RawRing];
     second.publish(0);
-    await server.kick(1);
+    await server.kick();
     expect(keeper.kept).toHaveLength(1);
 
     let isDone = false;
@@ -113,7 +113,7 @@ describe('an invalidation', () => {
     await new Promise(setImmediate);
     expect(isDone).toBe(false);
     first.publish(0);
-    await server.kick(0);
+    await server.kick();
     keeper.end(1);
     await done;
 
