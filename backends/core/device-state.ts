@@ -88,6 +88,7 @@ export class DeviceState {
     return watchReadable(fd, () =>
       this.#try(() => {
         const piece = readPiece(fd);
+        if (piece === undefined) return;
         if (piece.length === 0) {
           const complaint = this.#attachment.importState?.(state.subarray(0, length));
           if (complaint !== undefined) throw new Refused(complaint);

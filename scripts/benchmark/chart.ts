@@ -18,6 +18,7 @@ const BAR_GAP = 3;
 const GROUP_GAP = 14;
 const HEAD = 46;
 const SECTION_HEAD = 30;
+const LEGEND_LINE = 20;
 const PLOT_WIDTH = WIDTH - LABEL_WIDTH - VALUE_WIDTH;
 
 function escapeText(text: string): string {
@@ -48,22 +49,25 @@ function drawRow(row: Row, top: number, scale: number, colours: Colours): { part
   return { parts, height: height + GROUP_GAP };
 }
 
-function drawLegend(sections: readonly ChartSection[], colours: Colours): string[] {
+/** As many lines as it takes; `height` is that of those below the first. */
+function drawLegend(sections: readonly ChartSection[], colours: Colours): { parts: string[]; height: number } {
   const rows = sections.flatMap((section) => section.rows);
   const present = new Set(rows.flatMap((row) => row.cells.map((cell) => cell.contestant)));
   const parts: string[] = [];
-  let x = 20;
+  let [x, height] = [20, 0];
   for (const contestant of present) {
-    parts.push(`<rect x="${x}" y="18" width="12" height="12" fill="${colours[contestant]}"/>`);
-    parts.push(text(x + 17, 28, contestant));
-    x += 36 + contestant.length * 7;
+    const width = 36 + contestant.length * 7;
+    if (x + width > WIDTH) [x, height] = [20, height + LEGEND_LINE];
+    parts.push(`<rect x="${x}" y="${18 + height}" width="12" height="12" fill="${colours[contestant]}"/>`);
+    parts.push(text(x + 17, 28 + height, contestant));
+    x += width;
   }
-  return parts;
+  return { parts, height };
 }
 
 export function drawChart(sections: readonly ChartSection[], colours: Colours): string {
-  const parts = drawLegend(sections, colours);
-  let y = HEAD;
+  const { parts, height } = drawLegend(sections, colours);
+  let y = HEAD + height;
   for (const { title, rows } of sections) {
     const largest = Math.max(0, ...rows.flatMap((row) => row.cells.map((cell) => cell.spread.max)));
     if (largest === 0) continue;

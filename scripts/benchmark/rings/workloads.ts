@@ -71,7 +71,7 @@ function layout(engine: RingsWorkload['engine'], depth: number): RingsWorkload {
   return {
     ...POLLING,
     name: `packed-${isNull ? 'null' : 'read'}-qd${depth}`,
-    title: `${isNull ? 'null engine' : 'page cache'}, read 4 KiB, QD ${depth}`,
+    title: `packed rings: ${isNull ? 'null engine' : 'page cache'}, read 4 KiB, QD ${depth}`,
     kind: 'layout',
     engine,
     depth,
@@ -94,7 +94,7 @@ const QUEUES: readonly Contestant[] = [
 function threads(blockKib: number, depth: number): RingsWorkload {
   return {
     name: `threads-${blockKib}k`,
-    title: `page cache, read ${blockKib} KiB, ${depth} in flight`,
+    title: `threads: page cache, read ${blockKib} KiB, ${depth} in flight`,
     unit: 'iops',
     kind: 'threads',
     engine: 'io_uring',
@@ -112,7 +112,7 @@ function cost(engine: RingsWorkload['engine']): RingsWorkload {
   return {
     ...POLLING,
     name: isNull ? 'log-null' : 'log-read',
-    title: `${isNull ? 'null engine' : 'page cache'}, read 4 KiB, QD 32`,
+    title: `dirty log: ${isNull ? 'null engine' : 'page cache'}, read 4 KiB, QD 32`,
     kind: 'cost',
     engine,
     depth: 32,
@@ -128,11 +128,10 @@ export const WORKLOADS: readonly RingsWorkload[] = [
   layout('io_uring', 32),
   threads(64, 256),
   threads(256, 64),
-  threads(1024, 32),
   {
     ...threads(4, 32),
     name: 'threads-null',
-    title: 'null engine, read 4 KiB, 32 in flight',
+    title: 'threads: null engine, read 4 KiB, 32 in flight',
     engine: 'null',
     contestants: QUEUES,
     targets: [],

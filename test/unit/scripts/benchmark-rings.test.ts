@@ -1,7 +1,8 @@
 import { describe, expect, it } from 'vitest';
+import { drawChart } from '../../../scripts/benchmark/chart.ts';
 import { cellOf, rowOf } from '../../../scripts/benchmark/results.ts';
 import { commandsOf, type LoadSettings } from '../../../scripts/benchmark/rings/load.ts';
-import { chartSections, renderRings } from '../../../scripts/benchmark/rings/report.ts';
+import { COLOURS, chartSections, renderRings } from '../../../scripts/benchmark/rings/report.ts';
 import { baselineOf, type Contestant, WORKLOADS } from '../../../scripts/benchmark/rings/workloads.ts';
 
 const SETTINGS: LoadSettings = {
@@ -91,5 +92,21 @@ describe('the rings part of the benchmark', () => {
     expect(text).toContain('| 0.13 | 1.88 |');
     expect(text).not.toContain('Dirty log and IOMMU');
     expect(chartSections(rings).map((section) => section.rows.length)).toEqual([1, 1]);
+  });
+
+  it('draws a legend of as many lines as it takes', () => {
+    const legendHeights = (rows: ReturnType<typeof rowOf>[]) => {
+      const svg = drawChart([{ title: '', rows }], COLOURS);
+      return [...svg.matchAll(/y="(\d+)" width="12"/g)].map((match) => Number(match[1]));
+    };
+    const rowWith = (name: string) =>
+      rowOf(
+        workload(name),
+        workload(name).contestants.map((who) => cell(who, [1])),
+      );
+    expect(legendHeights([rowWith('packed-null-qd1')])).toEqual([18, 18]);
+    expect(legendHeights([rowWith('packed-null-qd1'), rowWith('threads-64k'), rowWith('log-null')])).toEqual([
+      18, 18, 18, 18, 18, 18, 18, 38, 38, 38,
+    ]);
   });
 });
