@@ -94,6 +94,18 @@ it('a front end that logs and runs no ring does not give away the lock of a disk
   await expect(BlkBackend.start(cleanup, { image: daemon.image })).rejects.toThrow('in use');
 });
 
+it('a front end that logs and resets the device before it asks for the bases gives the lock away, as QEMU does', async () => {
+  const daemon = await startDaemon();
+  const frontend = await start(daemon.socket, { features: [FEATURE.LOG_ALL], protocolFeatures: [PROTOCOL.STATUS] });
+  expect((await doRequest(frontend, read)).status).toBe(STATUS.OK);
+
+  await frontend.require(REQUEST.SET_STATUS, u64(0n));
+  await frontend.stopRing(frontend.queue());
+
+  const other = await BlkBackend.start(cleanup, { image: daemon.image });
+  expect(other.running).toBe(true);
+});
+
 it.each([false, true])(
   'a ring that was stopped before a reset begins where it is told to (packed: %s)',
   async (packed) => {
