@@ -10,15 +10,25 @@ import { describeWithPeers } from '../support/peers.ts';
 const NOBODY = '10.7.0.9';
 const DATAGRAMS = 20_000;
 
+/** Feature bits: virtio 1.3, 5.1.3 and 6. */
+const MRG_RXBUF = 15;
+const RING_PACKED = 34;
+const IN_ORDER = 35;
+
 const cases = [
-  { queues: 1, mergeable: true },
-  { queues: 1, mergeable: false },
-  { queues: 2, mergeable: true },
-  { queues: 2, mergeable: false },
+  { queues: 1, mergeable: true, packed: false, inOrder: true },
+  { queues: 1, mergeable: false, packed: false, inOrder: false },
+  { queues: 2, mergeable: true, packed: false, inOrder: false },
+  { queues: 2, mergeable: false, packed: false, inOrder: true },
+  { queues: 1, mergeable: true, packed: true, inOrder: true },
+  { queues: 1, mergeable: false, packed: true, inOrder: false },
+  { queues: 2, mergeable: true, packed: true, inOrder: false },
+  { queues: 2, mergeable: false, packed: true, inOrder: true },
 ] as const;
 
-for (const { queues, mergeable } of cases) {
-  const title = `DPDK testpmd, ${queues} queue pairs, ${mergeable ? 'mergeable' : 'single'} receive buffers`;
+for (const { queues, mergeable, packed, inOrder } of cases) {
+  const buffers = `${mergeable ? 'mergeable' : 'single'} receive buffers ${inOrder ? 'in order' : 'in any order'}`;
+  const title = `DPDK testpmd, ${queues} ${packed ? 'packed' : 'split'} queue pairs, ${buffers}`;
   describeWithPeers([...testpmdPeers, ...trafficPeers], title, () => {
     const cleanup = cleanupAfterAll();
     let host: NetworkNamespace;
@@ -39,7 +49,17 @@ for (const { queues, mergeable } of cases) {
       // The TAP holds what the test sends at once; no packet is to be lost before the daemon has it.
       await host.run(`ip link set tap0 txqueuelen ${2 * DATAGRAMS}
         ip neigh replace ${NOBODY} lladdr 02:00:00:00:00:09 dev tap0`);
-      testpmd = await Testpmd.start(cleanup, { socket: backend.socket, queues, mergeable });
+      testpmd = await start();
+    });
+
+    const start = (): Promise<Testpmd> =>
+      Testpmd.start(cleanup, { socket: backend.socket, queues, mergeable, packed, inOrder });
+
+    it('negotiates what it is told to', () => {
+      const features = testpmd.negotiatedFeatures();
+      const has = (bit: number): boolean => ((features >> BigInt(bit)) & 1n) === 1n;
+      const negotiated = { mergeable: has(MRG_RXBUF), packed: has(RING_PACKED), inOrder: has(IN_ORDER) };
+      expect(negotiated).toEqual({ mergeable, packed, inOrder });
     });
 
     const everyQueue = Array.from({ length: queues }, () => true);
@@ -88,7 +108,7 @@ for (const { queues, mergeable } of cases) {
       await testpmd.quit();
       await expect.poll(() => backend.fdCount(), { timeout: 5_000 }).toBe(idleFds);
       for (let round = 0; round < 2; round++) {
-        const next = await Testpmd.start(cleanup, { socket: backend.socket, queues, mergeable });
+        const next = await start();
         await next.use('icmpecho');
         await next.startForwarding();
         await ping(host, NOBODY);

@@ -77,11 +77,20 @@ const PEERS = {
   'user-mode-linux': { path: () => findProgram('linux.uml'), versionArguments: ['--version'] },
   'user-mode-linux modules': { path: () => findModules('/usr/lib/uml/modules') },
   'qemu-system-x86_64': { path: () => findProgram('qemu-system-x86_64'), versionArguments: ['--version'] },
+  'newer qemu-system-x86_64': {
+    path: () => findFile(join(unpacked, 'qemu/usr/bin/qemu-system-x86_64')),
+    versionArguments: ['--version'],
+  },
   'qemu-storage-daemon': { path: () => findProgram('qemu-storage-daemon'), versionArguments: ['--version'] },
   'cloud kernel': { path: () => findFile(join(unpacked, 'linux/vmlinuz')) },
   'cloud kernel modules': {
     path: () =>
       findModules(join(unpacked, 'linux/lib/modules')) ?? findModules(join(unpacked, 'linux/usr/lib/modules')),
+  },
+  'newer cloud kernel': { path: () => findFile(join(unpacked, 'linux-13/vmlinuz')) },
+  'newer cloud kernel modules': {
+    path: () =>
+      findModules(join(unpacked, 'linux-13/usr/lib/modules')) ?? findModules(join(unpacked, 'linux-13/lib/modules')),
   },
   'static busybox': { path: findStaticBusybox },
   // One of them unpacks the kernel, whichever it was packed with.

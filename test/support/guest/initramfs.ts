@@ -14,6 +14,9 @@ import { CpioArchive } from './cpio.ts';
 
 const INIT = fileURLToPath(new URL('init.sh', import.meta.url));
 
+/** Before the others: a device behind an IOMMU waits for it. */
+const IOMMU_MODULES = ['virtio-iommu'];
+
 /** In the order in which they need each other. One that the kernel has built in has no file and is left out. */
 const MODULES = [
   'virtio_ring',
@@ -40,6 +43,8 @@ const SOCKET_MODULES = ['vsock', 'vmw_vsock_virtio_transport_common', 'vmw_vsock
 export interface InitramfsContents {
   /** Directory of the modules of one kernel release. */
   readonly modules: string;
+  /** Adds the driver of virtio-iommu. */
+  readonly iommu?: boolean;
   /** Adds what virtiofs needs. */
   readonly sharedFileSystem?: boolean;
   /** Adds what a network interface needs. */
@@ -55,6 +60,7 @@ export interface InitramfsContents {
 /** Builds the archive, or finds it built. Returns its path. */
 export const buildInitramfs = (contents: InitramfsContents): string => {
   const names = [
+    ...(contents.iommu === true ? IOMMU_MODULES : []),
     ...MODULES,
     ...(contents.network === true ? NETWORK_MODULES : []),
     ...(contents.sharedFileSystem === true ? SHARED_FILE_SYSTEM_MODULES : []),

@@ -18,6 +18,10 @@ export interface TestpmdOptions {
   readonly queues?: number;
   /** Whether the driver takes VIRTIO_NET_F_MRG_RXBUF. */
   readonly mergeable?: boolean;
+  /** Whether it takes VIRTIO_F_RING_PACKED; it does not by default. */
+  readonly packed?: boolean;
+  /** Whether it takes VIRTIO_F_IN_ORDER; it does by default. */
+  readonly inOrder?: boolean;
   /** More parameters of the driver, `in_order=0` for instance. */
   readonly device?: string;
   /** More of testpmd's own arguments. */
@@ -43,6 +47,7 @@ export class Testpmd {
   static async start(cleanup: Cleanup, options: TestpmdOptions): Promise<Testpmd> {
     const queues = options.queues ?? 1;
     const mergeable = options.mergeable === false ? 0 : 1;
+    const layout = `packed_vq=${options.packed === true ? 1 : 0},in_order=${options.inOrder === false ? 0 : 1}`;
     const device = options.device === undefined ? '' : `,${options.device}`;
     // Reports, prompts and complaints in the order in which they were made: a prompt then ends the answer to a command.
     const child = new Child(
@@ -51,7 +56,9 @@ export class Testpmd {
         ...['-c', 'exec stdbuf --output=L "$@" 2>&1', 'sh', peerPath('dpdk-testpmd')],
         // It polls with one core, and the other is the daemon's.
         ...['--lcores', '0@0,1@1', '--no-huge', '-m', '256', '--no-pci', '--no-telemetry', '--no-shconf'],
-        `--vdev=net_virtio_user0,path=${options.socket},queues=${queues},queue_size=256,mrg_rxbuf=${mergeable}${device}`,
+        `--vdev=net_virtio_user0,path=${options.socket},queues=${queues},queue_size=256,mrg_rxbuf=${mergeable},${layout}${device}`,
+        // It tells there what it has negotiated.
+        '--log-level=pmd.net.virtio.init:debug',
         ...['--', '--interactive', `--rxq=${queues}`, `--txq=${queues}`],
         ...['--total-num-mbufs=8192', '--no-flush-rx', '--nb-cores=1', ...(options.extra ?? [])],
       ],
@@ -61,6 +68,13 @@ export class Testpmd {
     const testpmd = new Testpmd(child);
     await child.waitFor(new RegExp(PROMPT), 30_000);
     return testpmd;
+  }
+
+  /** The feature bits that the driver has accepted. */
+  negotiatedFeatures(): bigint {
+    const match = /features after negotiate = ([0-9a-f]+)/.exec(this.#child.output());
+    if (match?.[1] === undefined) throw new Error(`testpmd does not tell its features:\n${this.#child.tail()}`);
+    return BigInt(`0x${match[1]}`);
   }
 
   /** Says what to do when forwarding starts, and clears the counts. */
