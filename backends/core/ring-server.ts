@@ -290,6 +290,8 @@ export class LocalRingServer implements RingServer, VringHost {
     const vring = this.#vring(index);
     const base = await vring.stop();
     this.#pump.remove(vring);
+    // While a device is stopped, front ends (QEMU) do not tell what the guest unmaps.
+    if (!this.#vrings.some(({ started }) => started)) this.iotlb?.clear();
     return base;
   }
 

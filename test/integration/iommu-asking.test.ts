@@ -88,8 +88,11 @@ describe('a page of a request', () => {
       );
       expect(answer).toBe(0n);
     };
-    await tell(ram.guestAddress, ram.length - PAGE);
-    await tell(ram.userAddress, ram.length - PAGE);
+    const tellAll = async (): Promise<void> => {
+      await tell(ram.guestAddress, ram.length - PAGE);
+      await tell(ram.userAddress, ram.length - PAGE);
+    };
+    await tellAll();
     const ring = frontend.queue();
     await frontend.startRing(ring);
     const lastPage = ram.guest(ram.length - PAGE);
@@ -106,7 +109,7 @@ describe('a page of a request', () => {
       ring.signal();
       return area;
     };
-    return { daemon, frontend, channel, ring, tell, lastPage, submit };
+    return { daemon, frontend, channel, ring, tell, tellAll, lastPage, submit };
   };
 
   const expectMiss = async (channel: RawConnection, iova: number): Promise<void> => {
@@ -145,18 +148,30 @@ describe('a page of a request', () => {
   });
 
   it('is asked for again by a ring that was stopped before the answer', async () => {
-    const { frontend, channel, ring, tell, lastPage, submit } = await open();
+    const { frontend, channel, ring, tell, tellAll, lastPage, submit } = await open();
     const area = submit();
     await expectMiss(channel, lastPage);
-    await frontend.startRing(ring, await frontend.stopRing(ring));
+    const base = await frontend.stopRing(ring);
+    await tellAll();
+    await frontend.startRing(ring, base);
     await expectMiss(channel, lastPage);
     await tell(lastPage, PAGE);
     await ring.take();
     expect(area.statusByte).toBe(STATUS.OK);
   });
 
+  it('is asked for again when the device was stopped: nobody tells it then what the guest unmaps', async () => {
+    const { frontend, channel, ring, tellAll } = await open();
+    await frontend.startRing(ring, await frontend.stopRing(ring));
+    await expectMiss(channel, frontend.ram.user(frontend.ring().table));
+    await tellAll();
+    const area = prepareRequest(frontend, { type: TYPE.IN, inBytes: 512 });
+    await ring.run(0);
+    expect(area.statusByte).toBe(STATUS.OK);
+  });
+
   it('that was denied to a ring can be had by the next driver', async () => {
-    const { daemon, frontend, channel, ring, tell } = await open();
+    const { daemon, frontend, channel, ring, tell, tellAll } = await open();
     const { ram } = frontend;
     const table = ram.user(frontend.ring().table);
     // The guest unmaps its ring before it resets the device.
@@ -168,7 +183,10 @@ describe('a page of a request', () => {
     for (let round = 0; round < 20; round += 1) await tell(0x1000, PAGE);
     expect(daemon.log().match(/out of service/g)).toHaveLength(1);
 
-    await frontend.startRing(ring, await frontend.stopRing(ring));
+    const base = await frontend.stopRing(ring);
+    await tellAll();
+    await tell(table, PAGE, INVALIDATE);
+    await frontend.startRing(ring, base);
     await expectMiss(channel, table);
     await tell(table, PAGE);
     const area = prepareRequest(frontend, { type: TYPE.IN, inBytes: 512 });

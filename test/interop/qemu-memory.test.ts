@@ -68,35 +68,40 @@ for (const version of qemuVersions) {
       expect(randomFileInImage(disk.image)).toBe(sum);
     });
 
-    it('is 128 GiB, and buffers are far above 64 GiB', { timeout: 120_000 }, async () => {
-      const disk = await startDisk();
-      const guest = await bootQemu(cleanup, {
-        machine: 'q35',
-        version,
-        cpus: 2,
-        memoryMiB: 128 * 1024,
-        sockets: [disk.socket],
-        diskProperties: 'num-queues=2',
-        programs: [...fileSystemPrograms, ...loadPrograms],
-        // What lies between is taken from the kernel, whose lists of pages would fill the host's memory.
-        kernelArguments: 'memmap=122G$4G',
-      });
-      const ranges = (await guest.run("sed -n 's/ : System RAM//p' /proc/iomem")).split('\n');
-      const starts = ranges.map((range) => Number.parseInt(range, 16)).filter((start) => start >= 2 ** 32);
-      expect(Math.min(...starts)).toBeGreaterThan(64 * 2 ** 30);
-      const sum = await writeRandomFile(guest, '/dev/vda', 48);
-      const output = await guest.run(`mount -t ext4 /dev/vda /mnt
+    // The back end sees the same of both.
+    it.runIf(version === 'newer qemu-system-x86_64')(
+      'is 128 GiB, and buffers are far above 64 GiB',
+      { timeout: 120_000 },
+      async () => {
+        const disk = await startDisk();
+        const guest = await bootQemu(cleanup, {
+          machine: 'q35',
+          version,
+          cpus: 2,
+          memoryMiB: 128 * 1024,
+          sockets: [disk.socket],
+          diskProperties: 'num-queues=2',
+          programs: [...fileSystemPrograms, ...loadPrograms],
+          // What lies between is taken from the kernel, whose lists of pages would fill the host's memory.
+          kernelArguments: 'memmap=122G$4G',
+        });
+        const ranges = (await guest.run("sed -n 's/ : System RAM//p' /proc/iomem")).split('\n');
+        const starts = ranges.map((range) => Number.parseInt(range, 16)).filter((start) => start >= 2 ** 32);
+        expect(Math.min(...starts)).toBeGreaterThan(64 * 2 ** 30);
+        const sum = await writeRandomFile(guest, '/dev/vda', 48);
+        const output = await guest.run(`mount -t ext4 /dev/vda /mnt
         sha256sum </mnt/random
         awk '/^Node/ { zone = $4 } zone == "Normal" && /nr_zone_(in)?active_file/ { pages += $2 } END { print pages }' /proc/zoneinfo
         umount /mnt`);
-      const [read, pagesInNormal] = output.split('\n');
-      expect(read?.slice(0, 64)).toBe(sum);
-      expect(Number(pagesInNormal)).toBeGreaterThan((48 * MiB) / 4096 / 2);
-      expect(randomFileInImage(disk.image)).toBe(sum);
-      await startDiskLoad(guest);
-      await guest.waitUntil("[ $(awk '{ print $1 + $5 }' /sys/block/vda/stat) -gt 20000 ]");
-      await stopDiskLoad(guest);
-    });
+        const [read, pagesInNormal] = output.split('\n');
+        expect(read?.slice(0, 64)).toBe(sum);
+        expect(Number(pagesInNormal)).toBeGreaterThan((48 * MiB) / 4096 / 2);
+        expect(randomFileInImage(disk.image)).toBe(sum);
+        await startDiskLoad(guest);
+        await guest.waitUntil("[ $(awk '{ print $1 + $5 }' /sys/block/vda/stat) -gt 20000 ]");
+        await stopDiskLoad(guest);
+      },
+    );
   });
 }
 if (freeHugeMiB < HUGE_MIB) {

@@ -17,7 +17,7 @@ import { createImage } from '../support/image.ts';
 import { describeWithPeers } from '../support/peers.ts';
 
 const MiB = 1 << 20;
-const reconnects = Number(process.env.RINGSIDE_TEST_RECONNECTS ?? '15');
+const reconnects = Number(process.env.RINGSIDE_TEST_RECONNECTS ?? '10');
 
 /** Where QEMU dials, the older version waits a second before each attempt. */
 const cases = [
