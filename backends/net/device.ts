@@ -220,7 +220,8 @@ export class NetDevice implements Device<SharedArrayBuffer>, MainThread {
       // It may be gone again.
       if (!tap.isOpen) return;
       this.#takeQueues(tap);
-      this.#wake();
+      // Only now can packets pass.
+      this.#onLinkChange();
     });
   }
 
@@ -232,7 +233,7 @@ export class NetDevice implements Device<SharedArrayBuffer>, MainThread {
 
   /** The status field: VIRTIO_NET_S_ bits. */
   get status(): number {
-    return this.#tap === undefined || this.#tap.running ? VIRTIO_NET_S_LINK_UP : 0;
+    return this.#state.link ? VIRTIO_NET_S_LINK_UP : 0;
   }
 
   /** Bytes that may come in one frame: the interface's MTU, which may change. */
