@@ -16,6 +16,8 @@ const MiB = 1 << 20;
 /** Where fio writes, and what the guest only reads. */
 const LOAD_BYTES = 16 * MiB;
 const READ_BYTES = 24 * MiB;
+/** Reading takes long while fio runs too, and QEMU sends the same memory again and again. */
+const SLOW_MS = 90_000;
 
 /**
  * The newer one: under TCG, QEMU 7.2 loses pages that the guest's CPUs write while it migrates. Guests with its own
@@ -56,13 +58,16 @@ describeWithPeers(
       const migration = await Migration.start(cleanup, guest, destination);
       await migration.hold();
       // Into the page cache, by the daemon alone.
-      await guest.run(`dd if=/dev/vda of=/dev/null bs=1M skip=${LOAD_BYTES / MiB} 2>/dev/null`);
+      await guest.run(`dd if=/dev/vda of=/dev/null bs=1M skip=${LOAD_BYTES / MiB} 2>/dev/null`, SLOW_MS);
       await migration.expectHeld();
       const { rounds } = await migration.finish();
       expect(rounds).toBeGreaterThan(2);
 
       // Out of the page cache: the destination's daemon reads nothing of it.
-      const sum = await destination.run(`dd if=/dev/vda bs=1M skip=${LOAD_BYTES / MiB} 2>/dev/null | sha256sum`);
+      const sum = await destination.run(
+        `dd if=/dev/vda bs=1M skip=${LOAD_BYTES / MiB} 2>/dev/null | sha256sum`,
+        SLOW_MS,
+      );
       expect(sum.slice(0, 64)).toBe(sha256Of(data));
 
       await stopDiskLoad(destination);

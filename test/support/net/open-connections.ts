@@ -76,7 +76,7 @@ export class OpenConnections {
   /** Opens the third, and resolves when all of its data waits in the guest. */
   async fill(guest: Guest): Promise<void> {
     const read = `while [ ! -e /tmp/read ]; do usleep 50000; done; sha256sum <&3 >/tmp/waited`;
-    await guest.run(inGuest('waiting', WAITING_PORT, read));
+    await guest.run(inGuest('waiting', WAITING_PORT, read), 90_000);
     // Fields: number, local address, remote address, state, tx_queue:rx_queue. One byte more for the end of the stream.
     const queue = `awk '$3 ~ /:${WAITING_PORT.toString(16)}$/ { split($5, queue, ":"); print queue[2] }' /proc/net/tcp`;
     const lengths = [WAITING_BYTES, WAITING_BYTES + 1].map((length) => length.toString(16).padStart(8, '0'));
