@@ -1,6 +1,6 @@
 /** The in-flight region of all queues of one front end: made for GET_INFLIGHT_FD, taken over by SET_INFLIGHT_FD. */
 
-import { type SharedExtent, SharedMapping } from '../../protocol/sys/mapping.ts';
+import { partOf, type SharedExtent, SharedMapping } from '../../protocol/sys/mapping.ts';
 import { createSealedMemfd, type OwnedFd, statFd } from '../../protocol/sys/owned-fd.ts';
 import { INFLIGHT_HEADER_BYTES, inflightQueueBytes } from '../../protocol/vhost-user/inflight-layout.ts';
 import type { Inflight } from '../../protocol/vhost-user/payloads.ts';
@@ -106,10 +106,9 @@ export class InflightMemory {
   queue(index: number, size: number, packed: boolean): SharedExtent | undefined {
     const stride = this.#stride(packed);
     if (inflightQueueBytes(size, packed) > stride || index >= this.#area.numQueues) return undefined;
-    const { address, length, faultSlot } = this.#mapping.share();
     const offset = index * stride;
-    if (stride > length - offset) return undefined;
-    return { address: address + offset, length: stride, faultSlot };
+    if (stride > this.#mapping.length - offset) return undefined;
+    return partOf(this.#mapping.share(), offset, stride);
   }
 
   close(): void {

@@ -138,11 +138,17 @@ export class PlacedRing {
     this.#asked = 0;
     if (this.#tracks) {
       this.#inflight?.fetch(chain);
-      this.#inOrder?.take(chain.head);
-      this.#writeLog?.take(chain);
-      this.#iovaUse?.take(chain);
+      this.#noteTaken();
     }
     return CHAIN_TAKEN;
+  }
+
+  /** The chain is in flight from now on, whichever life of the daemon fetched it. */
+  #noteTaken(): void {
+    const { chain } = this;
+    this.#inOrder?.take(chain.head);
+    this.#writeLog?.take(chain);
+    this.#iovaUse?.take(chain);
   }
 
   #retake(): number {
@@ -156,9 +162,7 @@ export class PlacedRing {
     this.#asked = 0;
     this.#resubmitted += 1;
     this.#isOld[token] = 1;
-    this.#inOrder?.take(token);
-    this.#writeLog?.take(chain);
-    this.#iovaUse?.take(chain);
+    this.#noteTaken();
     return CHAIN_TAKEN;
   }
 

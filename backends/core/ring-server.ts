@@ -25,11 +25,7 @@ import type { Pump } from './pump.ts';
 import { type Signal, Vring, type VringHost } from './vring.ts';
 
 /** How rings are described to a server: `RingSettings` with the in-flight region by its place. */
-export interface RingDescription {
-  readonly size: number;
-  readonly base: number;
-  readonly addresses: RingAddresses | undefined;
-  readonly usedLog: number | undefined;
+export interface RingDescription extends Omit<RingSettings, 'inflight'> {
   readonly inflight: SharedExtent | undefined;
 }
 

@@ -11,7 +11,7 @@ import {
   type MemoryRegion,
   type RegionDescription,
 } from '../../protocol/memory/guest-memory.ts';
-import { MAX_VIEW_BYTES, type SharedExtent, SharedMapping } from '../../protocol/sys/mapping.ts';
+import { MAX_VIEW_BYTES, partOf, type SharedExtent, SharedMapping } from '../../protocol/sys/mapping.ts';
 import { type OwnedFd, statFd } from '../../protocol/sys/owned-fd.ts';
 import type { IncomingMessage } from '../../protocol/vhost-user/endpoint.ts';
 import { ProtocolError } from '../../protocol/vhost-user/errors.ts';
@@ -72,7 +72,8 @@ export class SessionMemory {
   /** Regions that were removed last: a front end may say it again. */
   #removed: RegionDescription[] = [];
   #inflight: InflightMemory | undefined;
-  #log: SharedMapping | undefined;
+  /** The dirty log, and where it lies in its mapping. */
+  #log: { readonly mapping: SharedMapping; readonly bitmap: SharedExtent } | undefined;
   readonly #postcopy: Postcopy | undefined;
 
   constructor(context: MemoryContext) {
@@ -265,23 +266,16 @@ export class SessionMemory {
       throw new Refused(`dirty log of ${size} bytes: guest memory ends at 0x${end.toString(16)}, beyond it`);
     }
     const lead = offset % PAGE_BYTES;
-    const next = new SharedMapping(fd.fd, offset - lead, lead + length);
+    const mapping = new SharedMapping(fd.fd, offset - lead, lead + length);
     const last = this.#log;
-    this.#log = next;
-    this.#logLead = lead;
+    this.#log = { mapping, bitmap: partOf(mapping.share(), lead, length) };
     await this.applyLog();
-    last?.retire();
+    last?.mapping.retire();
   }
-
-  #logLead = 0;
 
   /** VHOST_F_LOG_ALL was turned on or off, or there is another log. */
   async applyLog(): Promise<void> {
-    const extent = this.#context.isLogging ? this.#log?.share() : undefined;
-    const bitmap =
-      extent === undefined
-        ? undefined
-        : { ...extent, address: extent.address + this.#logLead, length: extent.length - this.#logLead };
+    const bitmap = this.#context.isLogging ? this.#log?.bitmap : undefined;
     await this.#context.servers.all(async (server) => {
       await server.displaceAll();
       await server.setLog(bitmap);
@@ -294,7 +288,7 @@ export class SessionMemory {
     this.#memory.clear();
     this.#inflight?.close();
     this.#inflight = undefined;
-    this.#log?.retire();
+    this.#log?.mapping.retire();
     this.#log = undefined;
   }
 }

@@ -4,6 +4,7 @@
  * holds up only its own connection. Source: vhost-user, Communication, Feature negotiation.
  */
 
+import { IOTLB_PAGE_BYTES, IOTLB_READ, IOTLB_WRITE } from '../../protocol/memory/iotlb.ts';
 import type { SharedExtent } from '../../protocol/sys/mapping.ts';
 import { OwnedFd } from '../../protocol/sys/owned-fd.ts';
 import { socketRole, type UnixStream } from '../../protocol/sys/unix-socket.ts';
@@ -45,7 +46,6 @@ import { type RingContext, SessionRings } from './session-rings.ts';
 const LOGGING = featureMask(VHOST_F_LOG_ALL);
 /** Protocol features without which notifications cannot be messages. */
 const IN_BAND_NEEDS = featureMask(VHOST_USER_PROTOCOL_F_BACKEND_REQ, VHOST_USER_PROTOCOL_F_REPLY_ACK);
-const PAGE_BYTES = 4096n;
 
 /** Refused requests of one connection that are logged. */
 const MAX_LOGGED_REFUSALS = 20;
@@ -160,9 +160,9 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
   onMissing(iova: number, writable: boolean): void {
     const miss = {
       iova: BigInt(iova),
-      size: PAGE_BYTES,
+      size: BigInt(IOTLB_PAGE_BYTES),
       userAddress: 0n,
-      permission: writable ? 2 : 1,
+      permission: writable ? IOTLB_WRITE : IOTLB_READ,
       type: IOTLB_TYPE_MISS,
     };
     const answer = (done: boolean): void => {

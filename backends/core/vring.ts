@@ -14,6 +14,7 @@ import type { Iotlb, MissingPages } from '../../protocol/memory/iotlb.ts';
 import { TranslationMissing } from '../../protocol/memory/ring-view.ts';
 import type { Notifier } from '../../protocol/sys/notifier.ts';
 import { type Watch, watchReadable } from '../../protocol/sys/readiness.ts';
+import { PACKED_START_BASE } from '../../protocol/virtio/packed-ring.ts';
 import { DescriptorChain } from '../../protocol/virtqueue/chain.ts';
 import { describeFault, NO_FAULT } from '../../protocol/virtqueue/faults.ts';
 import type { VirtqueueFeatures } from '../../protocol/virtqueue/virtqueue.ts';
@@ -171,7 +172,7 @@ export class Vring {
   get hasPast(): boolean {
     if (this.#ring !== undefined) return this.#ring.hasPast;
     // One that is still looked for: what the front end said of it. A packed ring begins with both wrap counters 1.
-    return this.#settings.base !== 0 && this.#settings.base !== 0x8000_8000;
+    return this.#settings.base !== 0 && this.#settings.base !== PACKED_START_BASE;
   }
 
   get inFlight(): number {

@@ -70,6 +70,11 @@ export interface SharedExtent {
   readonly faultSlot: number;
 }
 
+/** A part of a shared mapping, which is guarded as a whole. The caller has checked that it lies inside. */
+export function partOf({ address, faultSlot }: SharedExtent, offset: number, length: number): SharedExtent {
+  return { address: address + offset, length, faultSlot };
+}
+
 interface Extent {
   readonly address: number;
   readonly length: number;

@@ -23,6 +23,14 @@ export const VIRTQ_EVENT_SUPPRESS_ALIGN = 4;
 /** Slots; any number up to this one. */
 export const VIRTQ_PACKED_MAX_SIZE = 32768;
 
+/**
+ * Where a ring begins: both positions at 0, both wrap counters at 1. Source: vhost-user, Vring descriptor index for packed
+ * virtqueues.
+ *
+ *     available position: bits 0 to 14, its wrap counter: bit 15, used position: bits 16 to 30, its wrap counter: bit 31
+ */
+export const PACKED_START_BASE = 0x8000_8000;
+
 /** Bytes of the descriptor ring of `size` slots. */
 export function packedRingBytes(size: number): number {
   return VIRTQ_DESC_BYTES * size;

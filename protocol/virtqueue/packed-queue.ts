@@ -15,6 +15,7 @@
  */
 
 import {
+  PACKED_START_BASE,
   packedRingBytes,
   RING_EVENT_FLAGS_DESC,
   RING_EVENT_FLAGS_DISABLE,
@@ -30,8 +31,6 @@ import type { DescriptorChain } from './chain.ts';
 import { FAULT_CHAIN_UNFINISHED, FAULT_RING_OVERFULL } from './faults.ts';
 import { RingError, type RingPlacer, type Virtqueue, type VirtqueueOptions } from './virtqueue.ts';
 
-/** Where a ring begins: slot 0, wrap counter 1, for both the driver and the device. */
-const START = 0x8000_8000;
 const WRAP = 0x8000;
 
 // A slot's last word is its buffer ID (low half) and its flags (high half). All are signed, as bit operations are.
@@ -112,7 +111,7 @@ export class PackedQueue implements Virtqueue {
   }
 
   get hasPast(): boolean {
-    return this.base !== START;
+    return this.base !== PACKED_START_BASE;
   }
 
   get position(): number {
@@ -125,7 +124,7 @@ export class PackedQueue implements Virtqueue {
    * @throws RingError - a position beyond the ring
    */
   seek(base: number): void {
-    const from = base === 0 && this.#isUntouched() ? START : base;
+    const from = base === 0 && this.#isUntouched() ? PACKED_START_BASE : base;
     const low = from & 0xffff;
     const high = from >>> 16;
     this.#stand(high === 0 ? low : high);

@@ -11,6 +11,7 @@
  */
 
 import {
+  PACKED_START_BASE,
   packedRingBytes,
   RING_EVENT_FLAGS_DESC,
   RING_EVENT_FLAGS_DISABLE,
@@ -39,20 +40,13 @@ const TURN_FLAGS = VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED;
 const WRAP_BIT = 0x8000;
 const OFFSET_MASK = 0x7fff;
 const EVENT_FLAGS_MASK = 3;
-/**
- * Both positions at 0, both wrap counters at 1. Source: vhost-user, SET_VRING_BASE.
- *
- *     available position: bits 0 to 14, its wrap counter: bit 15, used position: bits 16 to 30, its wrap counter: bit 31
- */
-const INITIAL_BASE = 0x8000_8000;
-
 export class PackedVirtqueueDriver implements VirtqueueDriver {
   readonly size: number;
   /** Descriptor ring, driver event suppression, device event suppression. */
   readonly descriptorArea: number;
   readonly driverArea: number;
   readonly deviceArea: number;
-  readonly initialBase = INITIAL_BASE;
+  readonly initialBase = PACKED_START_BASE;
   fault = '';
   usedLength = 0;
 
@@ -268,7 +262,7 @@ export class PackedVirtqueueDriver implements VirtqueueDriver {
     this.publish();
     if (this.#isDisarmed) this.disarmInterrupt();
     else this.armInterrupt();
-    return INITIAL_BASE;
+    return PACKED_START_BASE;
   }
 
   #setElement(element: number, address: number, length: number, flags: number): void {
