@@ -13,6 +13,8 @@ import type { QemuGuest } from './qemu.ts';
 
 const MiB = 1 << 20;
 const POLL_MS = 25;
+/** What the guest writes again and again, so that there is always a dirty page. */
+const BUSY_BYTES = 4 * MiB;
 
 interface MigrationStatus {
   readonly status?: string;
@@ -37,11 +39,21 @@ export class Migration {
     this.#destination = destination;
   }
 
-  /** Starts it. It does not end by itself: the last round would have to take a millisecond. */
+  /**
+   * Starts it. It does not end by itself as long as a page is dirty, and the guest sees to that until `finish`: QEMU is
+   * told that the last round would take longer than it may, whatever it has measured. (At less than a byte a round it
+   * would not look for dirty pages again.)
+   */
   static async start(cleanup: Cleanup, source: QemuGuest, destination: QemuGuest): Promise<Migration> {
+    await source.run(`head -c ${BUSY_BYTES} /dev/urandom >/tmp/busy
+      (until [ -e /tmp/calm ]; do dd if=/tmp/busy of=/tmp/busy-copy bs=64k conv=notrunc 2>/dev/null; done) &`);
     const uri = `unix:${join(cleanup.directory(), 'migration')}`;
     await destination.qmp.execute('migrate-incoming', { uri });
-    await source.qmp.execute('migrate-set-parameters', { 'max-bandwidth': 200 * MiB, 'downtime-limit': 1 });
+    await source.qmp.execute('migrate-set-parameters', {
+      'max-bandwidth': 200 * MiB,
+      'downtime-limit': 1,
+      'avail-switchover-bandwidth': MiB,
+    });
     await source.qmp.execute('migrate', { uri });
     return new Migration(source, destination);
   }
@@ -53,6 +65,7 @@ export class Migration {
   async hold(deadlineMs = 60_000): Promise<void> {
     await this.#until(({ ram }) => (ram?.['dirty-sync-count'] ?? 0) >= 2, deadlineMs);
     await this.#source.qmp.execute('migrate-set-parameters', { 'max-bandwidth': MiB });
+    await this.expectHeld();
   }
 
   /** @throws Error - unless it is still under way */
@@ -63,9 +76,14 @@ export class Migration {
 
   /** Lets it go, and resolves when the guest runs at the destination. @throws Error - with QEMU's reason if it failed */
   async finish(deadlineMs = 60_000): Promise<MigrationReport> {
-    await this.#source.qmp.execute('migrate-set-parameters', { 'max-bandwidth': 1024 * MiB, 'downtime-limit': 2_000 });
+    await this.#source.qmp.execute('migrate-set-parameters', {
+      'max-bandwidth': 1024 * MiB,
+      'downtime-limit': 2_000,
+      'avail-switchover-bandwidth': 0,
+    });
     const { ram, downtime } = await this.#until(({ status }) => status === 'completed', deadlineMs);
     await this.#destination.qmp.waitForEvent(({ event }) => event === 'RESUME', deadlineMs);
+    await this.#destination.run('touch /tmp/calm');
     return { rounds: ram?.['dirty-sync-count'] ?? 0, downtimeMs: downtime ?? 0 };
   }
 
