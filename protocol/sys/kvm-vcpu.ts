@@ -8,7 +8,7 @@
  */
 
 import { EAGAIN, EINTR, SysError } from './errors.ts';
-import { kvmIoctl } from './kvm.ts';
+import { kvmIoctl } from './kvm-ioctl.ts';
 import { lastErrno, libc, viewMemory } from './libc.ts';
 import { allocatePinned, mappedAddress } from './pinned.ts';
 import { installMachineCodeHandler, machineCodeHandlersAvailable } from './signal-handler.ts';
@@ -17,7 +17,6 @@ const KVM_RUN = 0xae80;
 const KVM_SET_REGS = 0x4090_ae82;
 const KVM_GET_SREGS = 0x8138_ae83;
 const KVM_SET_SREGS = 0x4138_ae84;
-const KVM_SET_MSRS = 0x4008_ae89;
 const KVM_KVMCLOCK_CTRL = 0xaead;
 const KVM_SET_CPUID2 = 0x4008_ae90;
 const REGS_BYTES = 144;
@@ -111,26 +110,6 @@ export function changeSpecialRegisters(fd: number, change: (sregs: Uint8Array) =
   kvmIoctl(fd, KVM_GET_SREGS, registers.address, 'KVM_GET_SREGS');
   registers.bytes.set(change(registers.bytes.slice()));
   kvmIoctl(fd, KVM_SET_SREGS, registers.address, 'KVM_SET_SREGS');
-}
-
-/**
- * Sets model-specific registers.
- * @throws SysError
- * @throws RangeError - KVM does not take one of them
- */
-export function setMsrs(fd: number, msrs: readonly { readonly index: number; readonly value: bigint }[]): void {
-  // struct kvm_msrs: nmsrs u32 @0, then entries of 16 bytes: index u32 @0, data u64 @8.
-  const table = registers.data;
-  table.setUint32(0, msrs.length, true);
-  msrs.forEach(({ index, value }, i) => {
-    table.setUint32(8 + 16 * i, index, true);
-    table.setUint32(12 + 16 * i, 0, true);
-    table.setBigUint64(16 + 16 * i, value, true);
-  });
-  const taken = kvmIoctl(fd, KVM_SET_MSRS, registers.address, 'KVM_SET_MSRS');
-  const refused = msrs[taken];
-  if (refused !== undefined)
-    throw new RangeError(`KVM does not take model-specific register 0x${refused.index.toString(16)}`);
 }
 
 /** Tells the guest's clock that the guest was held, so that it does not take the time for a hang. Best effort. */

@@ -38,6 +38,7 @@ export const libc = {
   ftruncate: bind<[number, number]>('ftruncate', 'int', [fd, 'int64_t']),
   ioctl: bind<[number, number, number]>('ioctl', 'int', [fd, 'uint64_t', ptr]),
   listen: bind<[number, number]>('listen', 'int', [fd, 'int']),
+  lseek: bind<[number, number, number]>('lseek', 'int64_t', [fd, 'int64_t', 'int']),
   madvise: bind<[number, number, number]>('madvise', 'int', [ptr, 'size_t', 'int']),
   memfd_create: bind<[string, number]>('memfd_create', 'int', ['str', 'uint32_t']),
   mmap: bind<[number, number, number, number, number, number], number | bigint>('mmap', ptr, [

@@ -1,8 +1,17 @@
 /** What a run produces: plain data, written as is by --json and read by the reports and the charts. */
 import { formatCount, pairwiseDifference, pairwiseRatio, type Spread, spreadOf } from './statistics.ts';
 
-/** What is compared. More is better of the first three, less of the others. */
-export type Unit = 'iops' | 'packets' | 'bits' | 'cpu-us-per-io' | 'us' | 'ms' | 'megabytes' | 'percent';
+/** What is compared. More is better of the first four, less of the others. */
+export type Unit =
+  | 'iops'
+  | 'packets'
+  | 'bits'
+  | 'megabytes-per-second'
+  | 'cpu-us-per-io'
+  | 'us'
+  | 'ms'
+  | 'megabytes'
+  | 'percent';
 
 /**
  * `to` names one contestant, or several of which the best counts. With `toBestRound` all rounds are compared with its best one, for a
@@ -125,7 +134,7 @@ export function cellOf(contestant: string, commands: readonly string[], runs: re
 }
 
 export function isMoreBetter(unit: Unit): boolean {
-  return unit === 'iops' || unit === 'packets' || unit === 'bits';
+  return unit === 'iops' || unit === 'packets' || unit === 'bits' || unit === 'megabytes-per-second';
 }
 
 function bestOf(cells: readonly Cell[], unit: Unit): Cell | undefined {
@@ -213,6 +222,8 @@ export function formatValue(value: number, unit: Unit): string {
       return `${value.toFixed(value < 9.995 ? 2 : 0)} ms`;
     case 'megabytes':
       return `${value.toFixed(0)} MB`;
+    case 'megabytes-per-second':
+      return `${value.toFixed(0)} MB/s`;
     case 'percent':
       return `${value.toFixed(2)} %`;
   }

@@ -24,12 +24,16 @@ export interface RoundSettings {
   log(line: string): void;
 }
 
-/** How the contestants of one workload are run. */
-export interface Contest<C extends string> {
+/** Who runs, and what a run is. */
+export interface Runners<C extends string, R extends Run> {
   contestants: readonly C[];
   /** Before the quiet moment that a run waits for. */
   prepare?(): Promise<void>;
-  run(contestant: C): Promise<Run>;
+  run(contestant: C): Promise<R>;
+}
+
+/** How the contestants of one workload are run. */
+export interface Contest<C extends string> extends Runners<C, Run> {
   /** For the report. */
   commands(contestant: C): readonly string[];
 }
@@ -38,11 +42,15 @@ export interface Contest<C extends string> {
 const TOLERATED_FOREIGN_CPU = 0.08;
 const DEFAULT_REPEATS = 2;
 
-async function runQuietly<C extends string>(contest: Contest<C>, contestant: C, settings: RoundSettings): Promise<Run> {
+async function runQuietly<C extends string, R extends Run>(
+  runners: Runners<C, R>,
+  contestant: C,
+  settings: RoundSettings,
+): Promise<R> {
   const once = async () => {
-    await contest.prepare?.();
+    await runners.prepare?.();
     await waitForQuiet(settings.quietTimeoutMs);
-    return contest.run(contestant);
+    return runners.run(contestant);
   };
   const repeats = settings.repeats ?? DEFAULT_REPEATS;
   let best = await once();
@@ -54,6 +62,28 @@ async function runQuietly<C extends string>(contest: Contest<C>, contestant: C, 
   return best;
 }
 
+/** All rounds: the runs of each contestant. `show` says in a few words what came of one. */
+export async function runRounds<C extends string, R extends Run>(
+  { name, title }: Pick<Workload, 'name' | 'title'>,
+  runners: Runners<C, R>,
+  settings: RoundSettings,
+  show: (run: R) => string,
+): Promise<Map<C, R[]>> {
+  const { contestants } = runners;
+  const runs = new Map<C, R[]>(contestants.map((contestant) => [contestant, []]));
+  settings.log(`\n${title} [${name}]`);
+  for (let round = 1; round <= settings.rounds; round++) {
+    const shown: string[] = [];
+    for (const contestant of contestants) {
+      const run = await runQuietly(runners, contestant, settings);
+      runs.get(contestant)?.push(run);
+      shown.push(`${contestant} ${show(run)}`);
+    }
+    settings.log(`  round ${round}/${settings.rounds}  ${shown.join('   ')}`);
+  }
+  return runs;
+}
+
 /** Measures one workload for everyone who takes part in it. */
 export async function measureWorkload<C extends string>(
   workload: Workload,
@@ -61,17 +91,7 @@ export async function measureWorkload<C extends string>(
   settings: RoundSettings,
 ): Promise<Row> {
   const { contestants } = contest;
-  const runs = new Map<C, Run[]>(contestants.map((contestant) => [contestant, []]));
-  settings.log(`\n${workload.title} [${workload.name}]`);
-  for (let round = 1; round <= settings.rounds; round++) {
-    const shown: string[] = [];
-    for (const contestant of contestants) {
-      const run = await runQuietly(contest, contestant, settings);
-      runs.get(contestant)?.push(run);
-      shown.push(`${contestant} ${formatValue(run.value, workload.unit)}`);
-    }
-    settings.log(`  round ${round}/${settings.rounds}  ${shown.join('   ')}`);
-  }
+  const runs = await runRounds(workload, contest, settings, ({ value }) => formatValue(value, workload.unit));
   const cells = contestants.map((contestant) =>
     cellOf(contestant, contest.commands(contestant), runs.get(contestant) ?? []),
   );

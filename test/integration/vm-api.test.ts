@@ -5,10 +5,10 @@ import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { ApiServer } from '../../vmm-client/api/server.ts';
-import { VmConfigError, VmError, VmStateError } from '../../vmm-client/vmm/errors.ts';
+import { VmConfigError, VmConflictError, VmError, VmNotFoundError, VmStateError } from '../../vmm-client/vmm/errors.ts';
 import { cleanupAfterEach } from '../support/cleanup.ts';
 import { countOwnFds, eventually } from '../support/frontend/process-probe.ts';
-import { COUNTERS, FakeControl, INFO, PING } from '../support/vm/fake-control.ts';
+import { COUNTERS, FakeControl, INFO, PING, PROGRESS } from '../support/vm/fake-control.ts';
 import { ask, Wire } from '../support/vm/http-wire.ts';
 
 const cleanup = cleanupAfterEach();
@@ -41,23 +41,25 @@ const VM = JSON.stringify({ payload: { kernel: '/k' } });
 
 describe('routes', () => {
   const puts = ['boot', 'pause', 'resume', 'shutdown', 'reboot', 'delete'];
-  it.each([...puts.map((name) => [`vm.${name}`, name] as const), ['vmm.shutdown', 'shutdownVmm'] as const])(
-    'PUT %s answers 204 without a body',
-    async (name, operation) => {
-      const { path, control } = await serve();
+  it.each([
+    ...puts.map((name) => [`vm.${name}`, name] as const),
+    ['vmm.shutdown', 'shutdownVmm'] as const,
+    ['vm.cancel-migration', 'cancelMigration'] as const,
+  ])('PUT %s answers 204 without a body', async (name, operation) => {
+    const { path, control } = await serve();
 
-      const answer = await ask(path, 'PUT', api(name));
+    const answer = await ask(path, 'PUT', api(name));
 
-      expect(answer).toMatchObject({ status: 204, body: '' });
-      expect(answer.headers).not.toMatch(/content-(length|type)/i);
-      expect(control.calls).toEqual([operation]);
-    },
-  );
+    expect(answer).toMatchObject({ status: 204, body: '' });
+    expect(answer.headers).not.toMatch(/content-(length|type)/i);
+    expect(control.calls).toEqual([operation]);
+  });
 
   it.each([
     ['vmm.ping', PING],
     ['vm.info', INFO],
     ['vm.counters', COUNTERS],
+    ['vm.progress', PROGRESS],
   ])('GET %s answers 200 with JSON', async (name, expected) => {
     const { path } = await serve();
 
@@ -74,6 +76,21 @@ describe('routes', () => {
     expect(await ask(path, 'PUT', api('vm.create'), VM)).toMatchObject({ status: 204, body: '' });
 
     expect(control.configs).toMatchObject([{ payload: { kernel: '/k' }, memory: { size: 536870912, shared: true } }]);
+  });
+
+  it('PUT vm.add-disk answers 200 with a place, or 204 where the machine is only created', async () => {
+    const { path, control } = await serve();
+    const add = () => ask(path, 'PUT', api('vm.add-disk'), '{"path":"/d"}');
+
+    const running = await add();
+    expect(running).toMatchObject({ status: 200, body: '{"id":"_disk0","slot":3}' });
+    expect(running.headers).toContain('\r\nContent-Type: application/json\r\n');
+
+    control.added = undefined;
+    const created = await add();
+    expect(created).toMatchObject({ status: 204, body: '' });
+    expect(created.headers).not.toMatch(/content-(length|type)/i);
+    expect(control.requests).toEqual(Array(2).fill(['addDisk', { path: '/d' }]));
   });
 
   it('GET openapi.json is the document that describes them', async () => {
@@ -97,8 +114,11 @@ describe('refusals', () => {
     [400, new VmConfigError('kernel /k is neither ELF nor bzImage'), ['vm.boot: kernel /k is neither ELF nor bzImage']],
     [404, new VmStateError('VM_NOT_CREATED', 'no VM is created'), ['vm.boot: no VM is created']],
     [405, new VmStateError('VM_STATE', 'the VM runs already'), ['vm.boot: the VM runs already']],
+    [404, new VmNotFoundError('no device has the id "x"'), ['vm.boot: no device has the id "x"']],
+    [409, new VmConflictError('id: "x" is the id of another device'), ['vm.boot: id: "x" is the id of another device']],
     [500, new VmError('vCPU 1 is gone'), ['vm.boot: vCPU 1 is gone']],
     [500, new VmError('no memory', { cause: new Error('mmap: ENOMEM') }), ['vm.boot: no memory', 'mmap: ENOMEM']],
+    [500, new VmError('open /x: ENOENT', { cause: new Error('ENOENT') }), ['vm.boot: open /x: ENOENT']],
     [500, Object.assign(new Error('statusless'), { statusCode: 200 }), ['vm.boot: statusless']],
   ];
   it.each(causes)('%i is for %s', async (status, error, sentences) => {
@@ -127,7 +147,10 @@ describe('refusals', () => {
 
   const requests: readonly (readonly [number, string, string, string, string | undefined])[] = [
     [404, 'there is no route GET /', 'GET', '/', undefined],
-    [404, 'there is no route PUT /api/v1/vm.add-disk', 'PUT', api('vm.add-disk'), '{}'],
+    [404, 'there is no route PUT /api/v1/vm.coredump', 'PUT', api('vm.coredump'), '{}'],
+    [400, 'vm.add-disk: the request has no body, and a DiskConfig is needed', 'PUT', api('vm.add-disk'), undefined],
+    [400, 'vm.progress: the method is GET, not PUT', 'PUT', api('vm.progress'), undefined],
+    [400, 'vm.snapshot: the method is PUT, not GET', 'GET', api('vm.snapshot'), undefined],
     [404, 'there is no route GET /api/v1/vm.info/', 'GET', api('vm.info/'), undefined],
     [404, 'there is no route GET /api/v2/vmm.ping', 'GET', '/api/v2/vmm.ping?a=b', undefined],
     [400, 'vm.boot: the method is PUT, not GET', 'GET', api('vm.boot'), undefined],

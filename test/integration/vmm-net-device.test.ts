@@ -10,58 +10,15 @@ import { cleanupAfterEach } from '../support/cleanup.ts';
 import { takeEvent } from '../support/frontend/descriptors.ts';
 import { MmioGuest } from '../support/frontend/mmio-guest.ts';
 import { NetDaemon } from '../support/frontend/net-daemon.ts';
-import { NET_FEATURE, netHeader, testFrame } from '../support/frontend/net-wire.ts';
+import { NET_FEATURE, testFrame } from '../support/frontend/net-wire.ts';
 import { eventually } from '../support/frontend/process-probe.ts';
-import { WRITE } from '../support/frontend/raw-ring.ts';
 import { bits } from '../support/frontend/wire.ts';
 import { namespacePeers } from '../support/net/namespace.ts';
 import { describeWithPeers } from '../support/peers.ts';
 import { checkedNet } from '../unit/vmm-client/vmm/devices/checked.ts';
-
-const [RECEIVE, TRANSMIT, CONTROL] = [0, 1, 2];
-const HEADER = 12;
-const BUFFER = 2048;
-const BUFFERS = 8;
+import { command, giveBuffers, receive, send } from './mmio-net.ts';
 
 const cleanup = cleanupAfterEach();
-
-/** Waits until the device has used `count` more buffers of a ring. */
-const used = async (guest: MmioGuest, queue: number, count: number): Promise<number[]> => {
-  const ring = guest.ring(queue);
-  const until = (ring.seen + count) & 0xffff;
-  await eventually(
-    `used index of queue ${queue}`,
-    () => ring.usedIndex,
-    (index) => index === until,
-  );
-  return Array.from({ length: count }, () => {
-    const { id } = ring.usedEntry(ring.seen);
-    ring.seen = (ring.seen + 1) & 0xffff;
-    return id;
-  });
-};
-
-const send = async (guest: MmioGuest, frame: Uint8Array): Promise<void> => {
-  const at = guest.dataStart + BUFFERS * BUFFER;
-  guest.ram.bytes.set(netHeader(), at);
-  guest.ram.bytes.set(frame, at + HEADER);
-  guest.ring(TRANSMIT).setChain(0, [{ address: guest.ram.guest(at), length: HEADER + frame.length }]);
-  guest.ring(TRANSMIT).publish(0);
-  guest.ring(TRANSMIT).signal();
-  await used(guest, TRANSMIT, 1);
-};
-
-const bufferAt = (guest: MmioGuest, head: number): number => guest.dataStart + head * BUFFER;
-
-/** Takes one packet and gives its buffer back. */
-const receive = async (guest: MmioGuest, length: number): Promise<Uint8Array> => {
-  const [head = 0] = await used(guest, RECEIVE, 1);
-  const at = bufferAt(guest, head) + HEADER;
-  const frame = guest.ram.bytes.slice(at, at + length);
-  guest.ring(RECEIVE).publish(head);
-  guest.ring(RECEIVE).signal();
-  return frame;
-};
 
 describeWithPeers(namespacePeers, 'a network', () => {
   it('carries packets both ways, over a control queue and over the death of its daemon', async () => {
@@ -89,15 +46,7 @@ describeWithPeers(namespacePeers, 'a network', () => {
     expect((await driver.offered()) & (wanted | bits(MQ))).toBe(wanted);
     expect(await guest.start(wanted | bits(MRG_RXBUF))).toBe(15);
 
-    for (let head = 0; head < BUFFERS; head += 1) {
-      guest.ring(RECEIVE).setDescriptor(head, {
-        address: guest.ram.guest(bufferAt(guest, head)),
-        length: BUFFER,
-        flags: WRITE,
-      });
-      guest.ring(RECEIVE).publish(head);
-    }
-    guest.ring(RECEIVE).signal();
+    giveBuffers(guest);
     takeEvent(guest.ring().call);
 
     for (let round = 0; round < 3; round += 1) {
@@ -114,17 +63,8 @@ describeWithPeers(namespacePeers, 'a network', () => {
         (count) => count > 0n,
       );
 
-      // Class RX, command PROMISC, on; the answer OK.
-      const at = guest.dataStart + (BUFFERS + 2) * BUFFER;
-      guest.ram.bytes.set([0, 0, 1, 0xff], at);
-      guest.ring(CONTROL).setChain(0, [
-        { address: guest.ram.guest(at), length: 3 },
-        { address: guest.ram.guest(at + 3), length: 1, flags: WRITE },
-      ]);
-      guest.ring(CONTROL).publish(0);
-      guest.ring(CONTROL).signal();
-      await used(guest, CONTROL, 1);
-      expect(guest.ram.bytes[at + 3]).toBe(0);
+      // Class RX, command PROMISC, on.
+      expect(await command(guest, 0, 0, 1)).toBe(0);
 
       await daemon.kill9();
       await daemon.restart();

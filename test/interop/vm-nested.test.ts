@@ -20,6 +20,10 @@ const BOOT_DEADLINE_MS = 90_000;
 const itAtLength = it.runIf(process.env.RINGSIDE_TEST_KVM !== undefined);
 const DAEMON_DEADLINE_S = 20;
 
+/** What a guest needs to let go of devices: for its udev, or "busybox uevent" as here. */
+const SLOT_SCRIPT = join(projectDirectory, 'docs/guest/ringside-slot');
+const SLOTS = 19;
+
 /** The directory that virtiofsd was unpacked to, with its libraries. */
 const virtiofsdRoot = (): string => join(dirname(peerPath('virtiofsd')), '../..');
 
@@ -39,7 +43,7 @@ describeWithPeers(
         sharedFileSystem: true,
         sockets: true,
         programs: [...fileSystemPrograms, ...socketPrograms],
-        staticPrograms: [vsockPeerProgram()],
+        staticPrograms: [vsockPeerProgram(), SLOT_SCRIPT],
       });
       host = await openKvmHost(cleanup, {
         programs: ['debugfs', 'e2fsck', ...socketPrograms],
@@ -190,5 +194,62 @@ describeWithPeers(
       await use();
       await guest.powerOff(60_000);
     });
+
+    itAtLength(
+      'takes disks that come, and lets go of those that are wanted back, in one slot again and again',
+      async () => {
+        const api = join(directory, 'hotplug-api');
+        const image = join(directory, 'hotplug');
+        const socket = join(directory, 'hotplug-disk');
+        const daemon = [join(projectDirectory, 'dist/backends/blk/main.js'), `--socket-path=${socket}`];
+        const pid = await host.run(`head -c 8388608 /dev/urandom >${image}
+        ${shellWords([process.execPath, ...daemon, `--blk-file=${image}`])} >${socket}.log 2>&1 &
+        echo $!
+        for i in $(seq ${DAEMON_DEADLINE_S * 10}); do grep -q 'listening on' ${socket}.log && exit; usleep 100000; done
+        cat ${socket}.log; exit 1`);
+        cleanup.add(() => host.run(`kill ${pid} 2>/dev/null || :`));
+        const sum = await host.run(`sha256sum <${image}`);
+        const guest = await boot(peerPath('cloud kernel'), '--api-socket', api);
+        /** A request to the API; a process for each would take seconds there. */
+        const put = (route: string, body: object): Promise<string> => {
+          const text = JSON.stringify(body);
+          const head = `PUT /api/v1/${route} HTTP/1.0\\r\\nContent-Length: ${text.length}\\r\\n\\r\\n`;
+          return host.run(`printf '${head}${text}' | socat -t 0.1 -,ignoreeof UNIX-CONNECT:${api}`);
+        };
+        const add = async (slot: number): Promise<void> => {
+          expect(await put('vm.add-disk', { vhost_socket: socket, id: 'data' })).toContain(
+            `{"id":"data","slot":${slot}}`,
+          );
+          await guest.waitUntil('[ -b /dev/vda ]', 30_000);
+        };
+        const remove = async (): Promise<void> => {
+          expect(await put('vm.remove-device', { id: 'data' })).toMatch(/^HTTP\/1\.[01] 204 /);
+          await guest.waitUntil('[ ! -b /dev/vda ]', 30_000);
+        };
+
+        await add(0);
+        expect(await guest.run('sha256sum </dev/vda')).toBe(sum);
+        // Nobody in the guest knows what to do: the request stays.
+        await put('vm.remove-device', { id: 'data' });
+        expect(await guest.run('sha256sum </dev/vda')).toBe(sum);
+        await guest.run('uevent busybox sh /usr/bin/ringside-slot >/tmp/slots 2>&1 &');
+        await guest.waitUntil('pidof uevent');
+        await remove();
+        for (let slot = 1; slot < SLOTS; slot++) {
+          await add(slot);
+          await remove();
+        }
+        // The guest knows the slots now. Their containers are new, their platform devices are not.
+        for (let slot = 0; slot < 2; slot++) {
+          await add(slot);
+          expect(await guest.run('echo 3 >/proc/sys/vm/drop_caches; sha256sum </dev/vda')).toBe(sum);
+          await remove();
+        }
+        expect(await guest.run('cat /tmp/slots; ls /sys/bus/virtio/devices /sys/devices/system/container')).not.toMatch(
+          /virtio\d|ACPI0004|rror/,
+        );
+        await guest.powerOff(60_000);
+      },
+    );
   },
 );

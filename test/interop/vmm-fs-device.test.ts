@@ -8,6 +8,7 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, it } from 'vitest';
 import { openFs } from '../../vmm-client/vmm/devices/fs.ts';
+import { decodeState, encodeState } from '../../vmm-client/vmm/state/codec.ts';
 import { VirtioMmioTransport } from '../../vmm-client/vmm/virtio-mmio/transport.ts';
 import { cleanupAfterEach } from '../support/cleanup.ts';
 import { MmioGuest } from '../support/frontend/mmio-guest.ts';
@@ -17,6 +18,7 @@ import { startVirtiofsd, virtiofsdPeers } from '../support/vm/virtiofsd.ts';
 import { checkedFs } from '../unit/vmm-client/vmm/devices/checked.ts';
 
 const LOOKUP = 1;
+const GETATTR = 3;
 const INIT = 26;
 const ROOT = 1n;
 const REQUEST_QUEUE = 1;
@@ -50,22 +52,31 @@ const fuse = async (guest: MmioGuest, opcode: number, node: bigint, body: Uint8A
 /** Version 7.31, 128 KiB of read-ahead, no flags. */
 const INIT_BODY = new Uint8Array(new Uint32Array([7, 31, 0x2_0000, 0]).buffer);
 
+/** A device in front of a virtiofsd, and the guest that drives it. */
+const plug = async (socket: string, guest = new MmioGuest({ queueSizes: [64, 64] })) => {
+  cleanup.add(() => guest.close());
+  const lines: string[] = [];
+  const log = (line: string) => void lines.push(line);
+  const device = await openFs(checkedFs({ socket, tag: 'share', queue_size: 64 }), { ram: guest.deviceMemory, log });
+  // One interrupt for both queues: the request queue's is what the test waits for.
+  const wiring = { ...guest.wiring, interrupt: guest.ring(REQUEST_QUEUE).call };
+  const transport = new VirtioMmioTransport(device, { ...wiring, log });
+  cleanup.add(() => transport.close());
+  return { guest, transport, lines, driver: guest.plug(transport) };
+};
+
+/** A directory with a file of 12 bytes in it. */
+const share = (): string => {
+  const shared = join(cleanup.directory(), 'shared');
+  mkdirSync(shared);
+  writeFileSync(join(shared, 'greeting'), 'hello, guest');
+  return shared;
+};
+
 describeWithPeers(virtiofsdPeers, 'virtiofsd', () => {
   it('serves a file system through registers and rings', async () => {
-    const shared = join(cleanup.directory(), 'shared');
-    mkdirSync(shared);
-    writeFileSync(join(shared, 'greeting'), 'hello, guest');
-    const { socket } = await startVirtiofsd(cleanup, shared);
-    const guest = new MmioGuest({ queueSizes: [64, 64] });
-    cleanup.add(() => guest.close());
-    const lines: string[] = [];
-    const log = (line: string) => void lines.push(line);
-    const device = await openFs(checkedFs({ socket, tag: 'share', queue_size: 64 }), { ram: guest.deviceMemory, log });
-    // One interrupt for both queues: the request queue's is what the test waits for.
-    const wiring = { ...guest.wiring, interrupt: guest.ring(REQUEST_QUEUE).call };
-    const transport = new VirtioMmioTransport(device, { ...wiring, log });
-    cleanup.add(() => transport.close());
-    const driver = guest.plug(transport);
+    const { socket } = await startVirtiofsd(cleanup, share());
+    const { guest, driver, lines } = await plug(socket);
     expect(driver.read(8)).toBe(26);
     expect(Buffer.from(driver.config(0, 36)).toString().replaceAll('\0', '')).toBe('share');
 
@@ -80,5 +91,28 @@ describeWithPeers(virtiofsdPeers, 'virtiofsd', () => {
       expect(driver.status).toBe(0);
     }
     expect(lines).toEqual([]);
+  });
+
+  it('goes on in another one, which knows what the guest looked up', async () => {
+    const shared = share();
+    const first = await startVirtiofsd(cleanup, shared);
+    const { guest, transport } = await plug(first.socket);
+    expect(await guest.start()).toBe(15);
+    await fuse(guest, INIT, 0n, INIT_BODY, 64);
+    await transport.startDirtyLog();
+    const node = (await fuse(guest, LOOKUP, ROOT, Buffer.from('greeting\0'), 128)).getBigUint64(0, true);
+    const state = decodeState(encodeState(await transport.suspend()));
+    expect(transport.takeDirty().length).toBeGreaterThan(0);
+    const second = await startVirtiofsd(cleanup, shared);
+    const twin = guest.twin();
+    twin.ram.bytes.set(guest.ram.bytes);
+    transport.close();
+    const next = await plug(second.socket, twin);
+    await next.transport.restore(state);
+    expect(next.driver.status).toBe(15);
+    // fuse_attr_out: attr @16 with ino u64, size u64 @8.
+    const attributes = await fuse(twin, GETATTR, node, new Uint8Array(16), 104);
+    expect(attributes.getBigUint64(24, true)).toBe(12n);
+    expect(next.lines).toEqual([]);
   });
 });

@@ -10,6 +10,8 @@ import * as blk from '../../protocol/virtio/blk.ts';
 import * as ids from '../../protocol/virtio/device-ids.ts';
 import * as status from '../../protocol/virtio/device-status.ts';
 import * as fs from '../../protocol/virtio/fs.ts';
+import * as iommu from '../../protocol/virtio/iommu.ts';
+import * as mem from '../../protocol/virtio/mem.ts';
 import * as mmio from '../../protocol/virtio/mmio.ts';
 import * as net from '../../protocol/virtio/net.ts';
 import * as reserved from '../../protocol/virtio/reserved-features.ts';
@@ -73,8 +75,66 @@ describe.skipIf(!installed)('the constants agree with the kernel', () => {
     expect(Object.fromEntries(ours)).toEqual(Object.fromEntries(ours.map(([name]) => [name, offsets.get(name)])));
   });
 
+  it('virtio_iommu.h: features, request types, statuses and faults', () => {
+    const text = readFileSync(`${INCLUDE}/virtio_iommu.h`, 'utf8');
+    const shifts = [...text.matchAll(/^#define[ \t]+(\w+)[ \t]+\(1 << (\d+)\)$/gm)];
+    const flags = new Map(shifts.map(([, name = '', bit = '']) => [name, 1 << Number(bit)]));
+    const ours = numbersOf(iommu).filter(([name]) => flags.has(name));
+
+    compare(iommu, 'virtio_iommu.h', same, 22);
+    expect(Object.fromEntries(ours)).toEqual(Object.fromEntries(ours.map(([name]) => [name, flags.get(name)])));
+    expect(ours.length).toBe(7);
+  });
+
+  it('virtio_iommu.h: the structures are laid out field by field', () => {
+    const text = readFileSync(`${INCLUDE}/virtio_iommu.h`, 'utf8');
+    const sizes: Record<string, number> = { __u8: 1, __le16: 2, __le32: 4, __le64: 8 };
+    const structures: Record<string, number> = {};
+    const fieldsOf = (structure: string): Record<string, number> => {
+      const body = new RegExp(`struct ${structure} \\{([^}]*)\\};`).exec(text)?.[1] ?? '';
+      const fields: Record<string, number> = {};
+      let at = 0;
+      for (const [, type = '', name = '', count = '1'] of body.matchAll(/^\s*([\w ]+?)\s+(\w+)(?:\[(\d*)\])?;/gm)) {
+        fields[name] = at;
+        at += (sizes[type] ?? structures[type] ?? Number.NaN) * Number(count);
+      }
+      structures[`struct ${structure}`] = at;
+      return { ...fields, bytes: at };
+    };
+    for (const name of ['range_64', 'range_32', 'req_head', 'req_tail']) fieldsOf(`virtio_iommu_${name}`);
+    const config = fieldsOf('virtio_iommu_config');
+
+    expect(config).toMatchObject({
+      page_size_mask: iommu.VIRTIO_IOMMU_CONFIG.page_size_mask,
+      input_range: iommu.VIRTIO_IOMMU_CONFIG.input_range_start,
+      domain_range: iommu.VIRTIO_IOMMU_CONFIG.domain_range_start,
+      probe_size: iommu.VIRTIO_IOMMU_CONFIG.probe_size,
+      bypass: iommu.VIRTIO_IOMMU_CONFIG.bypass,
+      bytes: iommu.VIRTIO_IOMMU_CONFIG_BYTES,
+    });
+    for (const [name, fields, bytes] of [
+      ['attach', iommu.VIRTIO_IOMMU_REQ_ATTACH, iommu.VIRTIO_IOMMU_REQ_ATTACH_BYTES],
+      ['detach', iommu.VIRTIO_IOMMU_REQ_DETACH, iommu.VIRTIO_IOMMU_REQ_DETACH_BYTES],
+      ['map', iommu.VIRTIO_IOMMU_REQ_MAP, iommu.VIRTIO_IOMMU_REQ_MAP_BYTES],
+      ['unmap', iommu.VIRTIO_IOMMU_REQ_UNMAP, iommu.VIRTIO_IOMMU_REQ_UNMAP_BYTES],
+    ] as const) {
+      // The tail is device-writable, and not of the request.
+      expect(fieldsOf(`virtio_iommu_req_${name}`)).toMatchObject({ ...fields, tail: bytes });
+    }
+    const probe = /struct virtio_iommu_req_probe \{([^}]*)\}/.exec(text)?.[1] ?? '';
+    expect(probe).toMatch(/head;\s+__le32\s+endpoint;\s+__u8\s+reserved\[64\];/);
+    expect(fieldsOf('virtio_iommu_fault')).toMatchObject({
+      ...iommu.VIRTIO_IOMMU_FAULT,
+      bytes: iommu.VIRTIO_IOMMU_FAULT_BYTES,
+    });
+  });
+
   it('if_tun.h: what the reader of a TAP takes', () => {
     compare(tap, 'if_tun.h', same, 5);
+  });
+
+  it('virtio_mem.h: features, types of requests and responses, states', () => {
+    compare(mem, 'virtio_mem.h', same, 13);
   });
 
   it('virtio_config.h: reserved feature bits', () => {

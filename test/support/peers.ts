@@ -116,6 +116,7 @@ const PEERS = {
   socat: { path: () => findProgram('socat'), versionArguments: ['-V'] },
   tcpdump: { path: () => findProgram('tcpdump'), versionArguments: ['--version'] },
   virtiofsd: { path: () => findFile(join(unpacked, 'virtiofsd/usr/libexec/virtiofsd')) },
+  chromium: { path: () => findProgram('chromium'), versionArguments: ['--version'] },
   'dpdk-testpmd': { path: () => findProgram('dpdk-testpmd') },
 } satisfies Record<string, Peer>;
 

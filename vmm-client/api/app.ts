@@ -6,11 +6,11 @@
 
 import type { Socket } from 'node:net';
 import fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
-import type { CheckedConfig } from '../vmm/check-config.ts';
-import { VmConfigError, VmStateError } from '../vmm/errors.ts';
-import { API_ROOT, createOpenApi, ROUTES, type Route } from './openapi.ts';
-import { explainSchemaError, type SchemaError, toVmConfig } from './vm-config-request.ts';
-import type { VmmControl } from './vmm-control.ts';
+import { VmConfigError, VmConflictError, VmNotFoundError, VmStateError } from '../vmm/errors.ts';
+import { API_ROOT, createOpenApi, STREAM_TYPE } from './openapi.ts';
+import { explainSchemaError, type SchemaError, toArgument } from './request.ts';
+import { ROUTES, type Route } from './routes.ts';
+import type { ConsoleStream, VmmControl } from './vmm-control.ts';
 import { WireResponse } from './wire-response.ts';
 
 const MAX_BODY_BYTES = 1024 * 1024;
@@ -53,8 +53,15 @@ class RequestError extends Error {
   }
 }
 
-/** The API, not listening yet. While `isClosing` requests are answered with 503. */
-export function createApp(options: ApiOptions, isClosing: () => boolean): FastifyInstance {
+/**
+ * The API, not listening yet. While `isClosing` requests are answered with 503. Answers without an end are in `streams` as
+ * long as they last.
+ */
+export function createApp(
+  options: ApiOptions,
+  isClosing: () => boolean,
+  streams: Set<ConsoleStream> = new Set(),
+): FastifyInstance {
   const app = fastify({
     bodyLimit: MAX_BODY_BYTES,
     requestTimeout: REQUEST_TIMEOUT_MS,
@@ -105,17 +112,19 @@ export function createApp(options: ApiOptions, isClosing: () => boolean): Fastif
     if (status === 500 && !('code' in error)) options.log.error(`${nameOf(request)}: ${error.stack}`);
     return refuse(reply, status, `${nameOf(request)}: ${sentences[0]}`, ...sentences.slice(1));
   });
-  addRoutes(app, options);
+  addRoutes(app, options, streams);
   return app;
 }
 
-function addRoutes(app: FastifyInstance, { control, version, compileSchemas = true }: ApiOptions): void {
+function addRoutes(app: FastifyInstance, options: ApiOptions, streams: Set<ConsoleStream>): void {
+  const { control, version, compileSchemas = true } = options;
   const document = createOpenApi(version);
   app.addSchema({ $id: DOCUMENT, components: document.components });
   app.addHook('onSend', async (_request, reply) => {
     reply.header('server', `ringside/${version}`);
     // Without the charset that the framework adds, as JSON has only one.
-    if (reply.statusCode !== 204) reply.header('content-type', 'application/json');
+    const isJson = reply.statusCode !== 204 && reply.getHeader('content-type') !== STREAM_TYPE;
+    if (isJson) reply.header('content-type', 'application/json');
   });
   app.get(`${API_ROOT}/openapi.json`, () => document);
   for (const route of ROUTES) {
@@ -128,8 +137,9 @@ function addRoutes(app: FastifyInstance, { control, version, compileSchemas = tr
       handler: async (request, reply) => {
         if (schema !== undefined && !compileSchemas) validate(request, schema);
         const answer = await perform(control, route, request.body);
-        if (route.answer !== undefined) return reply.send(answer);
-        return reply.code(204).send();
+        if (route.stream !== undefined) return sendStream(reply, answer as ConsoleStream, streams);
+        if (route.answer === undefined || answer === undefined) return reply.code(204).send();
+        return reply.send(answer);
       },
     });
   }
@@ -139,6 +149,13 @@ function addRoutes(app: FastifyInstance, { control, version, compileSchemas = tr
     if (route === undefined) return refuse(reply, 404, `there is no route ${request.method} ${path}`);
     return refuse(reply, 400, `${route.name}: the method is ${route.method}, not ${request.method}`);
   });
+}
+
+/** What a reader does who hangs up, or does not keep up, is no failure of the API's. */
+function sendStream(reply: FastifyReply, stream: ConsoleStream, streams: Set<ConsoleStream>): FastifyReply {
+  streams.add(stream);
+  stream.once('close', () => streams.delete(stream));
+  return reply.header('content-type', STREAM_TYPE).send(stream);
 }
 
 /** What the framework does by itself where it compiles schemas beforehand. */
@@ -161,10 +178,10 @@ function checkBody(route: Route, body: unknown): void {
   }
 }
 
-function perform(control: VmmControl, { operation }: Route, body: unknown): unknown {
-  if (operation !== 'create') return control[operation]();
-  const config: CheckedConfig = toVmConfig(body);
-  return control.create(config);
+function perform(control: VmmControl, { operation, body: schema }: Route, body: unknown): unknown {
+  // What the schema of a route lets through is what its operation takes.
+  const operate = control[operation] as (argument?: unknown) => unknown;
+  return schema === undefined ? operate.call(control) : operate.call(control, toArgument(schema, body));
 }
 
 /** `vm.boot`, of a request for /api/v1/vm.boot. */
@@ -177,12 +194,16 @@ function nameOf(request: FastifyRequest): string {
 function describeError(error: Error): [status: number, sentences: string[]] {
   const sentences: string[] = [];
   for (let each: unknown = error; each instanceof Error && sentences.length < MAX_SENTENCES; each = each.cause) {
-    sentences.push(each.message === '' ? each.name : each.message);
+    const sentence = each.message === '' ? each.name : each.message;
+    // Whoever caught it may have said it already.
+    if (!sentences.some((said) => said.endsWith(sentence))) sentences.push(sentence);
   }
   const code = 'code' in error ? error.code : undefined;
   if (code === 'FST_ERR_CTP_BODY_TOO_LARGE') sentences[0] = `the body is larger than ${MAX_BODY_BYTES} bytes`;
   if (error instanceof VmConfigError) return [400, sentences];
   if (error instanceof VmStateError) return [code === 'VM_NOT_CREATED' ? 404 : 405, sentences];
+  if (error instanceof VmNotFoundError) return [404, sentences];
+  if (error instanceof VmConflictError) return [409, sentences];
   // What is wrong about a request has its status from the framework, as what it throws for us (a broken stream) has.
   const status = error instanceof RequestError || String(code).startsWith('FST_') || code === 'ECONNRESET';
   return [status && 'statusCode' in error ? Number(error.statusCode) : 500, sentences];

@@ -7,6 +7,7 @@ import type { Server, ServerResponse } from 'node:http';
 import type { FastifyInstance } from 'fastify';
 import { removeStaleSocket } from '../../protocol/sys/unix-socket.ts';
 import { type ApiOptions, createApp } from './app.ts';
+import type { ConsoleStream } from './vmm-control.ts';
 
 const MAX_CONNECTIONS = 1024;
 /** How long `close` waits for answers that are under way. */
@@ -22,11 +23,13 @@ export class ApiServer {
   readonly #server: Server;
   /** Answers that are not on their way yet. */
   readonly #pending = new Set<ServerResponse>();
+  /** Answers without an end. */
+  readonly #streams = new Set<ConsoleStream>();
   #onIdle: () => void = () => undefined;
   #closing: Promise<void> | undefined;
 
   private constructor(options: ApiServerOptions) {
-    this.#app = createApp(options, () => this.#closing !== undefined);
+    this.#app = createApp(options, () => this.#closing !== undefined, this.#streams);
     this.#server = this.#app.server;
     this.#server.maxConnections = MAX_CONNECTIONS;
     this.#server.on('request', (_request, response: ServerResponse) => {
@@ -81,6 +84,7 @@ export class ApiServer {
 
   async #close(): Promise<void> {
     const closed = new Promise((resolve) => this.#server.close(resolve));
+    for (const stream of this.#streams) stream.finish();
     // Whoever has not sent the whole request is not waited for.
     for (const { req } of this.#pending) if (!req.complete) req.destroy();
     let deadline: NodeJS.Timeout | undefined;

@@ -6,73 +6,34 @@
 
 import { VIRTIO_BLK_ID_BYTES } from '../../protocol/virtio/blk.ts';
 import { VIRTIO_FS_TAG_BYTES } from '../../protocol/virtio/fs.ts';
-import { DEFAULTS, ID_PATTERN, LIMITS } from '../vmm/check-config.ts';
 import type { VmConfig } from '../vmm/config.ts';
-
-/** A JSON schema (2020-12, the part that this file uses). */
-export interface Schema {
-  readonly $ref?: string;
-  readonly type?: string | readonly string[];
-  readonly enum?: readonly unknown[];
-  readonly properties?: Readonly<Record<string, Schema>>;
-  readonly required?: readonly string[];
-  readonly additionalProperties?: Schema;
-  readonly items?: Schema;
-  readonly minimum?: number;
-  readonly maximum?: number;
-  readonly minLength?: number;
-  readonly maxLength?: number;
-  readonly pattern?: string;
-  readonly default?: unknown;
-  readonly description?: string;
-  /** Why there is no such thing here. The value has been looked at and is dropped. */
-  readonly 'x-absent'?: string;
-  /** What else to say when the value is not one of `enum`. */
-  readonly 'x-hint'?: string;
-}
-
-/** A field that may only say "none", or one of `defaults`. */
-const absent = (reason: string, ...defaults: readonly unknown[]): Schema => ({
-  enum: [null, false, [], {}, ...defaults],
-  'x-absent': reason,
-});
-const UNKNOWN = absent('there is no such field');
-
-type Properties = Readonly<Record<string, Schema>>;
-
-const object = (properties: Properties, required: readonly string[] = [], type: Schema['type'] = 'object'): Schema => ({
-  type,
-  properties,
-  required,
-  additionalProperties: UNKNOWN,
-});
-/** The same for an object, whose fields take what is listed for each. */
-const absentObject = (reason: string, fields: Readonly<Record<string, readonly unknown[]>>): Schema => ({
-  ...object(
-    Object.fromEntries(Object.entries(fields).map(([name, defaults]) => [name, absent(reason, ...defaults)])),
-    [],
-    ['object', 'null'],
-  ),
-  'x-absent': reason,
-});
-const optional = (type: string, more: Schema = {}): Schema => ({ ...more, type: [type, 'null'] });
-const list = (name: string): Schema => optional('array', { items: { $ref: `#/components/schemas/${name}` } });
-const flag = (value: boolean): Schema => ({ type: 'boolean', default: value });
-const integer = (limits: { readonly minimum: number; readonly maximum: number }, value?: number): Schema => ({
-  type: 'integer',
-  ...limits,
-  ...(value === undefined ? {} : { default: value }),
-});
-const text: Schema = { type: 'string', minLength: 1 };
-const optionalText = optional('string', { minLength: 1 });
+import { DEFAULTS, ID_PATTERN, LIMITS } from '../vmm/config-limits.ts';
+import {
+  absent,
+  absentObject,
+  flag,
+  integer,
+  list,
+  object,
+  optional,
+  optionalText,
+  type Properties,
+  type Schema,
+  text,
+} from './schema.ts';
 
 /** What Cloud Hypervisor's devices have in common: a place on a PCI bus. */
 const PCI: Properties = {
-  iommu: absent('there is no IOMMU for devices'),
   pci_segment: absent('there is no PCI bus', 0),
   pci_device_id: absent('there is no PCI bus'),
 };
-const ID: Properties = { id: optional('string', { pattern: ID_PATTERN }) };
+const DEVICE: Properties = {
+  id: optional('string', { pattern: ID_PATTERN }),
+  iommu: { ...flag(false), description: 'Whether it is behind the virtio-iommu.' },
+  packed: { ...flag(false), description: 'Whether its driver is offered packed rings.' },
+  ...PCI,
+};
+const NO_IOMMU: Properties = { iommu: absent('it is not behind an IOMMU'), ...PCI };
 const RATE_LIMITER = absent('rates are not limited here');
 
 const VHOST_USER: Properties = {
@@ -86,7 +47,7 @@ const console = (modes: readonly string[], hint: string): Schema =>
       mode: { enum: modes, 'x-hint': hint },
       file: optionalText,
       socket: absent('a serial port does not go to a socket'),
-      ...PCI,
+      ...NO_IOMMU,
       id: absent('a console has no id'),
     },
     ['mode'],
@@ -112,7 +73,6 @@ const CpusConfig = object(
   ['boot_vcpus', 'max_vcpus'],
 );
 
-const NOT_HOTPLUGGED = 'memory is not hotplugged';
 const MemoryConfig = object(
   {
     size: { ...integer(LIMITS.memoryBytes), description: 'Bytes.' },
@@ -123,9 +83,9 @@ const MemoryConfig = object(
       description: 'Where memory is, in the place of a memfd (ringside only).',
     }),
     mergeable: absent('memory that is shared with back ends cannot be merged'),
-    hotplug_method: absent(NOT_HOTPLUGGED, 'Acpi'),
-    hotplug_size: absent(NOT_HOTPLUGGED, 0),
-    hotplugged_size: absent(NOT_HOTPLUGGED, 0),
+    hotplug_method: absent('memory is added by virtio-mem', 'Acpi', 'VirtioMem'),
+    hotplug_size: optional('integer', { ...LIMITS.hotplugBytes, description: 'Bytes that vm.resize may add.' }),
+    hotplugged_size: optional('integer', { ...LIMITS.hotplugBytes, description: 'Bytes added from the start on.' }),
     hugepage_size: absent('huge pages have the size that the host has set'),
     prefault: absent('memory is not faulted in beforehand'),
     reserve: absent('memory is not reserved beforehand'),
@@ -149,8 +109,7 @@ const PayloadConfig = object(
 );
 
 const DiskConfig = object({
-  ...ID,
-  ...PCI,
+  ...DEVICE,
   ...VHOST_USER,
   path: optional('string', { minLength: 1, description: 'Image or block device that the VMM starts a back end for.' }),
   readonly: flag(false),
@@ -172,8 +131,7 @@ const DiskConfig = object({
 const NO_ADDRESS = 'the VMM does not configure TAP devices; make one and give its name as tap';
 const OFFLOADS = absent('offloads are negotiated between driver and back end', true);
 const NetConfig = object({
-  ...ID,
-  ...PCI,
+  ...DEVICE,
   ...VHOST_USER,
   tap: optional('string', { minLength: 1, description: 'TAP device that the VMM starts a back end for.' }),
   mac: optional('string', { pattern: '^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$' }),
@@ -193,8 +151,7 @@ const NetConfig = object({
 
 const FsConfig = object(
   {
-    ...ID,
-    ...PCI,
+    ...DEVICE,
     tag: { ...text, maxLength: VIRTIO_FS_TAG_BYTES },
     socket: { ...text, description: 'Unix socket of a vhost-user back end.' },
     num_queues: integer(LIMITS.fsQueues, DEFAULTS.fs.num_queues),
@@ -205,14 +162,12 @@ const FsConfig = object(
 
 const VsockConfig = object(
   {
-    ...ID,
-    ...PCI,
+    ...DEVICE,
     cid: integer(LIMITS.cid),
     socket: { ...text, description: 'Unix socket of a vhost-user back end.' },
     queue_size: integer(LIMITS.queueSize, DEFAULTS.vsock.queue_size),
   },
   ['cid', 'socket'],
-  ['object', 'null'],
 );
 
 const OLD_PAYLOAD = 'payload has replaced it';
@@ -225,7 +180,7 @@ const VmConfigSchema: Schema = object(
     disks: list('DiskConfig'),
     net: list('NetConfig'),
     fs: list('FsConfig'),
-    vsock: { $ref: '#/components/schemas/VsockConfig' },
+    vsock: { ...VsockConfig, type: ['object', 'null'] },
     serial: { $ref: '#/components/schemas/SerialConfig' },
     console: { $ref: '#/components/schemas/ConsoleConfig' },
     kernel: absent(OLD_PAYLOAD),
@@ -233,7 +188,7 @@ const VmConfigSchema: Schema = object(
     cmdline: absent(OLD_PAYLOAD),
     rng: {
       ...object({
-        ...PCI,
+        ...NO_IOMMU,
         id: absent('there is no rng device'),
         src: absent('there is no rng device', '/dev/urandom'),
       }),

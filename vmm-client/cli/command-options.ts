@@ -28,6 +28,15 @@ export function option<T>(flags: string, text: string, parse: (text: string) => 
   return value === undefined ? made : made.default(value, shown);
 }
 
+/** An option whose values are collected, however they are spelt: `--disk A --disk B` or `--disk A B`. */
+export function listOption<T>(flags: string, text: string, parse: (text: string) => T): Option {
+  const parseOne = parser(parse);
+  return new Option(flags, text).argParser((value, previous: readonly T[] | undefined) => [
+    ...(previous ?? []),
+    parseOne(value),
+  ]);
+}
+
 export const timeoutOption = () => option('--timeout <time>', 'how long one answer may take', duration, 10_000, '10s');
 
 /** Options of every command that runs queues. */

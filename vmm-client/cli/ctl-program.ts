@@ -1,10 +1,27 @@
-/** The `ctl` commands: one for each route of the API, with the names that ch-remote has. */
+/** The `ctl` commands: one for each route of the API, with the names that ch-remote has where it has them. */
 
 import { readFile } from 'node:fs/promises';
 import { Command } from 'commander';
+import type { LongOperationName } from '../api/vmm-control.ts';
 import { duration, option } from './command-options.ts';
 import type { CliContext } from './context.ts';
+import { createConsoleCommands } from './ctl-console.ts';
+import { createDeviceCommands } from './ctl-devices.ts';
+import { createMoveCommands } from './ctl-moves.ts';
 import type { ApiRequest } from './ctl-request.ts';
+
+/** What a command asks of the VMM. */
+export type CtlRequest = Pick<ApiRequest, 'method' | 'name' | 'body'>;
+
+/** What it asks for that takes its time. */
+export interface LongRequest {
+  readonly operation: LongOperationName;
+  readonly body: object;
+  /** An interruption cancels it. */
+  readonly cancels: boolean;
+  /** --timeout is in the body. */
+  readonly isTimedByVmm?: boolean;
+}
 
 interface CtlOptions {
   readonly apiSocket: string;
@@ -18,6 +35,7 @@ const COMMANDS: readonly (readonly [name: string, method: ApiRequest['method'], 
     ['boot', 'PUT', 'vm.boot', 'Starts the machine that was created.'],
     ['info', 'GET', 'vm.info', 'Shows configuration and state of the machine.'],
     ['counters', 'GET', 'vm.counters', 'Shows the counters of the machine.'],
+    ['queues', 'GET', 'vm.queues', 'Shows how the queues and vCPUs of the machine do.'],
     ['pause', 'PUT', 'vm.pause', 'Stops the vCPUs.'],
     ['resume', 'PUT', 'vm.resume', 'Lets the vCPUs go on.'],
     ['shutdown', 'PUT', 'vm.shutdown', 'Stops the machine; its configuration stays.'],
@@ -26,7 +44,7 @@ const COMMANDS: readonly (readonly [name: string, method: ApiRequest['method'], 
     ['shutdown-vmm', 'PUT', 'vmm.shutdown', 'Ends the VMM and the machine.'],
   ];
 
-type CtlContext = Pick<CliContext, 'stdin' | 'stdout' | 'interrupted'>;
+type CtlContext = Pick<CliContext, 'stdin' | 'stdout' | 'stderr' | 'interrupted'>;
 
 async function readConfiguration({ stdin }: CtlContext, file: string): Promise<string> {
   if (file !== '-') {
@@ -55,14 +73,41 @@ export function createCtlCommand(context: CtlContext): Command {
   const ctl = new Command('ctl')
     .description('Controls a running VMM through its API socket.')
     .requiredOption('--api-socket <path>', 'Unix socket of the VMM (its --api-socket)')
-    .addOption(option('--timeout <time>', 'how long one answer may take', duration, 60_000, '1m'))
+    .addOption(
+      option(
+        '--timeout <time>',
+        'how long one answer may take; snapshots and migrations have no limit by default',
+        duration,
+        60_000,
+        '1m',
+      ),
+    )
     .helpCommand(false);
-  const send = async (request: Pick<ApiRequest, 'method' | 'name' | 'body'>): Promise<void> => {
+  const send = async (request: CtlRequest): Promise<void> => {
     const { apiSocket, timeout } = ctl.opts<CtlOptions>();
     const { interrupted } = context;
     const { requestApi } = await import('./ctl-request.ts');
     const answer = await requestApi({ ...request, socketPath: apiSocket, timeoutMs: timeout, interrupted });
     if (answer !== '') context.stdout.write(`${prettify(answer)}\n`);
+  };
+  const timeoutMs = () =>
+    ctl.getOptionValueSource('timeout') === 'default' ? undefined : ctl.opts<CtlOptions>().timeout;
+  const sendAtLength = async ({ operation, body, cancels, isTimedByVmm = false }: LongRequest): Promise<void> => {
+    const { apiSocket } = ctl.opts<CtlOptions>();
+    const { requestAtLength } = await import('./ctl-watch.ts');
+    await requestAtLength(
+      {
+        operation,
+        cancels,
+        socketPath: apiSocket,
+        method: 'PUT',
+        name: `vm.${operation}`,
+        body: JSON.stringify(body),
+        timeoutMs: isTimedByVmm ? undefined : timeoutMs(),
+        interrupted: context.interrupted,
+      },
+      context,
+    );
   };
   for (const [command, method, name, description] of COMMANDS) {
     ctl
@@ -77,5 +122,14 @@ export function createCtlCommand(context: CtlContext): Command {
     .action(async (file: string) => {
       await send({ method: 'PUT', name: 'vm.create', body: await readConfiguration(context, file) });
     });
+  const stream = async (name: string): Promise<void> => {
+    const { stdout: output, interrupted } = context;
+    const { requestApi } = await import('./ctl-request.ts');
+    const { apiSocket: socketPath } = ctl.opts<CtlOptions>();
+    await requestApi({ method: 'GET', name, socketPath, timeoutMs: timeoutMs(), interrupted, output });
+  };
+  for (const command of createConsoleCommands(send, stream)) ctl.addCommand(command);
+  for (const command of createDeviceCommands(send)) ctl.addCommand(command);
+  for (const command of createMoveCommands({ send, sendAtLength, timeoutMs })) ctl.addCommand(command);
   return ctl;
 }

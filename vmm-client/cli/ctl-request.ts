@@ -1,6 +1,7 @@
 /** One request to an API socket, ours or Cloud Hypervisor's, and what its refusal means. */
 
 import { request } from 'node:http';
+import type { Writable } from 'node:stream';
 
 /** The VMM refused, or it is not there. The message is what it said. */
 export class ApiError extends Error {
@@ -20,8 +21,11 @@ export interface ApiRequest {
   readonly name: string;
   /** JSON. */
   readonly body?: string;
-  readonly timeoutMs: number;
+  /** Without it the answer may take as long as it takes. */
+  readonly timeoutMs?: number | undefined;
   readonly interrupted: AbortSignal;
+  /** Where an answer goes that has no end; it is not returned then. Stays the caller's. */
+  readonly output?: Writable;
 }
 
 const UNREACHABLE: Readonly<Record<string, string>> = {
@@ -56,9 +60,11 @@ export async function requestApi({
   body,
   timeoutMs,
   interrupted,
+  output,
 }: ApiRequest): Promise<string> {
   interrupted.throwIfAborted();
-  const timeout = AbortSignal.timeout(timeoutMs);
+  const timeout = timeoutMs === undefined ? undefined : AbortSignal.timeout(timeoutMs);
+  const signal = timeout === undefined ? interrupted : AbortSignal.any([timeout, interrupted]);
   const headers = {
     Accept: 'application/json',
     Connection: 'close',
@@ -66,21 +72,24 @@ export async function requestApi({
   };
   try {
     const [status, text] = await new Promise<[number, string]>((resolve, reject) => {
-      const sent = request(
-        { socketPath, method, path: `/api/v1/${name}`, headers, signal: AbortSignal.any([timeout, interrupted]) },
-        (response) => {
-          const chunks: Buffer[] = [];
-          let length = 0;
-          response.on('data', (chunk: Buffer) => {
-            chunks.push(chunk);
-            length += chunk.length;
-            if (length > MAX_ANSWER_BYTES)
-              sent.destroy(new RangeError(`the answer has more than ${MAX_ANSWER_BYTES} bytes`));
-          });
+      const sent = request({ socketPath, method, path: `/api/v1/${name}`, headers, signal }, (response) => {
+        if (output !== undefined && response.statusCode === 200) {
           response.once('error', reject);
-          response.once('end', () => resolve([response.statusCode ?? 0, Buffer.concat(chunks).toString()]));
-        },
-      );
+          response.once('end', () => resolve([200, '']));
+          response.pipe(output, { end: false });
+          return;
+        }
+        const chunks: Buffer[] = [];
+        let length = 0;
+        response.on('data', (chunk: Buffer) => {
+          chunks.push(chunk);
+          length += chunk.length;
+          if (length > MAX_ANSWER_BYTES)
+            sent.destroy(new RangeError(`the answer has more than ${MAX_ANSWER_BYTES} bytes`));
+        });
+        response.once('error', reject);
+        response.once('end', () => resolve([response.statusCode ?? 0, Buffer.concat(chunks).toString()]));
+      });
       sent.once('error', reject);
       sent.end(body);
     });
@@ -89,7 +98,7 @@ export async function requestApi({
   } catch (error) {
     if (error instanceof ApiError || !(error instanceof Error)) throw error;
     interrupted.throwIfAborted();
-    if (timeout.aborted)
+    if (timeout?.aborted === true)
       throw new ApiError('API_TIMEOUT', `${name}: no answer from ${socketPath} within ${timeoutMs} ms`);
     const code = 'code' in error ? String(error.code) : '';
     throw new ApiError('API_UNREACHABLE', `${socketPath}: ${UNREACHABLE[code] ?? error.message}`);

@@ -26,6 +26,7 @@ const GROUPS: Readonly<Record<string, (context: CliContext, version: string) => 
   vsock: async (context) => (await import('./vsock-program.ts')).createVsockCommands(context),
   vm: async (context, version) => (await import('./vm-program.ts')).createVmCommands(context, version),
   ctl: async (context) => (await import('./ctl-program.ts')).createCtlCommand(context),
+  ui: async (context) => (await import('./ui-program.ts')).createUiCommand(context),
 };
 
 /**

@@ -35,17 +35,44 @@ export function renderProgress(
   return line.slice(0, Math.max(0, columns - 1));
 }
 
-export class Progress {
+/** One line that is drawn again and again on a terminal; nothing at all elsewhere. */
+export class StatusLine {
   readonly #output: ProgressOutput | undefined;
+  #drawnAt = Number.NEGATIVE_INFINITY;
+  #drawn = false;
+
+  constructor(output: ProgressOutput) {
+    this.#output = output.isTTY === true ? output : undefined;
+  }
+
+  /** Draws what `render` makes for a number of columns, unless that was done a moment ago. */
+  draw(render: (columns: number) => string): void {
+    if (this.#output === undefined) return;
+    const now = performance.now();
+    if (now - this.#drawnAt < REDRAW_MS) return;
+    this.#drawnAt = now;
+    this.#drawn = true;
+    // 0 where the terminal does not know.
+    this.#output.write(`\r\x1b[K${render(this.#output.columns || 80)}`);
+  }
+
+  /** Removes the line, so that what is printed next begins on a clean one. Idempotent. */
+  clear(): void {
+    if (!this.#drawn) return;
+    this.#output?.write('\r\x1b[K');
+    this.#drawn = false;
+  }
+}
+
+export class Progress {
+  readonly #line: StatusLine;
   readonly #label: string;
   readonly #total: number;
   readonly #unit: ProgressUnit;
   readonly #started = performance.now();
-  #drawnAt = Number.NEGATIVE_INFINITY;
-  #drawn = false;
 
   constructor(output: ProgressOutput, label: string, total: number, unit: ProgressUnit = 'bytes') {
-    this.#output = output.isTTY === true ? output : undefined;
+    this.#line = new StatusLine(output);
     this.#label = label;
     this.#total = total;
     this.#unit = unit;
@@ -53,20 +80,12 @@ export class Progress {
 
   /** `done` altogether. */
   update(done: number): void {
-    if (this.#output === undefined) return;
-    const now = performance.now();
-    if (now - this.#drawnAt < REDRAW_MS) return;
-    this.#drawnAt = now;
-    this.#drawn = true;
-    const columns = this.#output.columns || 80; // 0 where the terminal does not know
-    const line = renderProgress(this.#label, done, this.#total, now - this.#started, columns, this.#unit);
-    this.#output.write(`\r\x1b[K${line}`);
+    const elapsedMs = performance.now() - this.#started;
+    this.#line.draw((columns) => renderProgress(this.#label, done, this.#total, elapsedMs, columns, this.#unit));
   }
 
-  /** Removes the bar, so that what is printed next begins on a clean line. Idempotent. */
+  /** Removes the bar. Idempotent. */
   clear(): void {
-    if (!this.#drawn) return;
-    this.#output?.write('\r\x1b[K');
-    this.#drawn = false;
+    this.#line.clear();
   }
 }

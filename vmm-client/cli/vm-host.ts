@@ -75,6 +75,8 @@ export async function hostVmm(
     if (end?.reason === 'error') throw end.error;
   } finally {
     stopListening();
+    // Its answer would be waited for.
+    vmm.cancel();
     await api?.close();
     forget();
     await vmm.close();

@@ -28,7 +28,7 @@ export interface MachineOptions {
   readonly console: ConsoleConfig;
 }
 
-const DEVICE = { num_queues: count, queue_size: count, id: text };
+const DEVICE = { num_queues: count, queue_size: count, iommu: toggle, packed: toggle, id: text };
 
 /** @throws UsageError - `name` is needed and missing */
 function need<T>(value: T | undefined, name: string): T {
@@ -47,9 +47,21 @@ export function parseCpus(value: string): CpusConfig {
   };
 }
 
-/** `4G`, `size=4G,hugepages=on`. @throws UsageError */
+/** `4G`, `size=4G,hotplug_size=12G`. @throws UsageError */
 export function parseMemory(value: string): MemoryConfig {
-  const fields = parseFields(value, { size: bytes, shared: toggle, hugepages: toggle, file: text }, 'size');
+  const { hotplug_method, ...fields } = parseFields(
+    value,
+    {
+      size: bytes,
+      hotplug_size: bytes,
+      hotplugged_size: bytes,
+      hotplug_method: oneOf('virtio-mem'),
+      shared: toggle,
+      hugepages: toggle,
+      file: text,
+    },
+    'size',
+  );
   return { ...fields, size: need(fields.size, 'size') };
 }
 

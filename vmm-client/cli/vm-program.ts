@@ -1,7 +1,7 @@
 /** The `vm` commands, their options and help. */
 
 import { Command, Option } from 'commander';
-import { option, parser } from './command-options.ts';
+import { listOption, option, parser } from './command-options.ts';
 import type { CliContext } from './context.ts';
 import { LOG_LEVELS, type LogLevel } from './log-levels.ts';
 import {
@@ -27,15 +27,6 @@ export interface HostOptions {
 export type RunOptions = MachineOptions & HostOptions;
 export type ServeOptions = HostOptions & { readonly apiSocket: string };
 
-/** An option whose values are collected, however they are spelt: `--disk A --disk B` or `--disk A B`. */
-function listOption<T>(flags: string, text: string, parse: (text: string) => T): Option {
-  const parseOne = parser(parse);
-  return new Option(flags, text).argParser((value, previous: readonly T[] | undefined) => [
-    ...(previous ?? []),
-    parseOne(value),
-  ]);
-}
-
 const apiSocket = () => option('--api-socket <path>', 'serve the HTTP API at this Unix socket', parser(parseApiSocket));
 
 const logOptions = (level: LogLevel) => [
@@ -46,23 +37,26 @@ const logOptions = (level: LogLevel) => [
 const RUN_HELP = `
 Fields, on or off where no unit is said; Cloud Hypervisor's names and spelling:
   --cpus    boot (vCPUs), max (the same number), hide (CPUID features joined by +, such as cx16+xsave)
-  --memory  size (bytes), shared (always on), hugepages, file (a file, or a directory for one without a name)
+  --memory  size (bytes), hotplug_size (bytes that ctl resize may add, default 0), hotplugged_size (of them from the start
+            on, default 0), shared (always on), hugepages, file (a file, or a directory for one without a name)
   --disk    path (a file or block device) or socket (of a vhost-user back end), readonly, direct, serial (of path),
-            num_queues (default 1), queue_size (entries, default 128), id
+            num_queues (default 1), queue_size (entries, default 128), iommu, packed, id
   --net     tap (made where there is none) or socket, mac, mtu (bytes), num_queues (rings, default 2),
-            queue_size (entries, default 256), id
-  --fs      tag, socket, num_queues (default 1), queue_size (entries, default 1024), id
-  --vsock   cid (from 3), socket, queue_size (entries, default 256), id
+            queue_size (entries, default 256), iommu, packed, id
+  --fs      tag, socket, num_queues (default 1), queue_size (entries, default 1024), iommu, packed, id
+  --vsock   cid (from 3), socket, queue_size (entries, default 256), iommu, packed, id
 
 A vhost-user-blk or vhost-user-net is started for each path and tap, and ends with the machine. A value with commas goes
-between double quotes. On a terminal, Ctrl-A x ends the machine.
+between double quotes. A virtio-iommu is there when a device has iommu=on. On a terminal, Ctrl-A x ends the machine.
 
-Exit codes: 0 the guest has shut down, 1 it failed, 2 wrong usage, 130 interrupted, 143 terminated.
+Exit codes: 0 the guest has shut down or migrated away, 1 it failed, 2 wrong usage, 130 interrupted, 143 terminated.
 
 Examples:
   ringside vm run --kernel vmlinux --initramfs initrd --cmdline "console=ttyS0"
   ringside vm run --kernel bzImage --cmdline "console=ttyS0 root=/dev/vda" --cpus 2 --memory 4G \\
     --disk path=root.img --net tap=vm1,mac=52:54:00:12:34:56
+  ringside vm run --kernel bzImage --memory size=1G,hotplug_size=3G --disk path=root.img,iommu=on \\
+    --api-socket /run/vm1.sock
   ringside vm run --kernel vmlinux --disk socket=/run/spdk/vhost.1,num_queues=4 --fs tag=home,socket=/run/home.sock \\
     --serial file=guest.log --api-socket /run/vm1.sock
 `;

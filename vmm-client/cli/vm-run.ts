@@ -3,6 +3,7 @@
 import { Readable } from 'node:stream';
 import { type CheckedConfig, checkConfig } from '../vmm/check-config.ts';
 import { VmConfigError } from '../vmm/errors.ts';
+import type { VmmEnd } from '../vmm/vmm.ts';
 import type { CliContext } from './context.ts';
 import { UsageError } from './quantity.ts';
 import { Terminal } from './terminal.ts';
@@ -11,7 +12,7 @@ import { inOptionWords, toVmConfig } from './vm-options.ts';
 import type { RunOptions } from './vm-program.ts';
 
 /**
- * Resolves when the guest has shut down, or when the user has left it.
+ * Resolves when the guest has shut down or migrated away, or when the user has left it.
  * @throws UsageError, VmConfigError - the machine that was asked for cannot be
  * @throws SysError, VmError - the host or a back end refuses; the guest cannot go on
  */
@@ -21,6 +22,7 @@ export async function runVm(context: CliContext, version: string, options: RunOp
   const terminal = config.serial.mode === 'Tty' ? new Terminal(context.stdin, context.stderr) : undefined;
   const forget = context.host.onExit(() => terminal?.restore());
   const input = () => terminal?.input ?? Readable.from([]);
+  let end: VmmEnd | undefined;
   try {
     await hostVmm(context, { ...options, version, endsWithGuest: true, input }, async (host) => {
       const { vmm, serveApi, unlessInterrupted } = host;
@@ -28,12 +30,14 @@ export async function runVm(context: CliContext, version: string, options: RunOp
       terminal?.enter();
       await unlessInterrupted(serveApi());
       const ends = terminal === undefined ? [vmm.ended] : [vmm.ended, terminal.left.then(() => undefined)];
-      return unlessInterrupted(Promise.race(ends));
+      end = await unlessInterrupted(Promise.race(ends));
+      return end;
     });
   } finally {
     terminal?.restore();
     forget();
   }
+  if (end?.reason === 'migrated') context.stderr.write('ringside: the guest has migrated away\n');
 }
 
 /** @throws UsageError */

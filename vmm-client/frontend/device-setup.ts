@@ -124,13 +124,15 @@ export class DeviceSetup {
 
   /** Brings a back end that came back to the state that the one before it had. */
   async replay(connection: FrontendConnection): Promise<void> {
-    // What the dead one wrote last, nobody marked.
-    for (const { region } of this.log === undefined ? [] : this.memory) {
+    // What the dead one wrote last, nobody marked. Of one whose rings were stopped in order there is no such thing.
+    for (const { region } of this.log === undefined || this.vrings.size === 0 ? [] : this.memory) {
       this.log?.mark({ guestAddress: region.guestAddress, length: region.size });
     }
     await this.send(connection, this.inflight);
-    for (const vring of this.vrings.values()) {
-      await this.start(connection, [{ vring, base: vring.resume(this.inflight !== undefined) }]);
+    for (const vring of [...this.vrings.values()]) {
+      const base = vring.resume(this.inflight !== undefined);
+      if (base === undefined) this.vrings.delete(vring.index);
+      else await this.start(connection, [{ vring, base }]);
     }
   }
 

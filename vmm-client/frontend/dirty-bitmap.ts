@@ -7,18 +7,14 @@
  * Bits are taken by exchanging whole words, so that none that is set meanwhile is lost.
  */
 
+import { DIRTY_PAGE_BYTES, type DirtyRange } from '../../protocol/sys/dirty-pages.ts';
 import { MAX_VIEW_BYTES, SharedMapping } from '../../protocol/sys/mapping.ts';
 import { createSealedMemfd, type OwnedFd } from '../../protocol/sys/owned-fd.ts';
 
-export const DIRTY_PAGE_BYTES = 4096;
+export type { DirtyRange };
+
 const PAGES_PER_WORD = 32;
 const MAP_BYTES = 4096;
-
-/** Bytes of guest memory that were written, in whole pages. */
-export interface DirtyRange {
-  readonly guestAddress: number;
-  readonly length: number;
-}
 
 export class DirtyBitmap {
   readonly memfd: OwnedFd;
@@ -28,13 +24,13 @@ export class DirtyBitmap {
   readonly #words: Uint32Array;
 
   /**
-   * A bitmap for guest addresses below `coveredBytes`, all clean.
+   * A bitmap for guest addresses below `coveredBytes` at least, all clean.
    * @throws RangeError - it would be larger than 1 GiB (guest addresses above 32 TiB)
    * @throws SysError - the host has no memory or no descriptors left
    */
   constructor(coveredBytes: number) {
     const bits = Math.ceil(coveredBytes / DIRTY_PAGE_BYTES);
-    this.length = Math.ceil(bits / 8 / MAP_BYTES) * MAP_BYTES;
+    this.length = Math.max(1, Math.ceil(bits / 8 / MAP_BYTES)) * MAP_BYTES;
     if (this.length > MAX_VIEW_BYTES) throw new RangeError(`dirty log of ${this.length} bytes: too large`);
     this.memfd = createSealedMemfd('ringside-dirty-log', this.length);
     try {

@@ -29,7 +29,8 @@ export class DirtyLogging {
 
   /**
    * From now on every write of the device is noted, to used rings also. The back end may signal `changed` (an eventfd that
-   * stays the caller's) when there is something new.
+   * stays the caller's) when there is something new. Before its features are settled a device writes nothing, and hears
+   * of the log when they are.
    * @throws PeerError - the back end cannot do that, or refuses
    */
   async start(changed?: OwnedFd): Promise<void> {
@@ -42,7 +43,7 @@ export class DirtyLogging {
     this.#setup.log = log;
     try {
       await this.#link().command(async (connection) => {
-        await this.#setup.sendFeatures(connection);
+        if (this.#setup.features !== undefined) await this.#setup.sendFeatures(connection);
         if (changed !== undefined) await connection.command(FRONTEND.SET_LOG_FD, undefined, [changed]);
         await this.#setup.sendAddresses(connection);
       });
@@ -65,7 +66,7 @@ export class DirtyLogging {
     try {
       await this.#link().command(async (connection) => {
         await this.#setup.sendAddresses(connection);
-        await this.#setup.sendFeatures(connection);
+        if (this.#setup.features !== undefined) await this.#setup.sendFeatures(connection);
       });
       return log.take();
     } finally {
@@ -90,6 +91,7 @@ export class DirtyLogging {
     log.close();
   }
 
+  /** Ends it without telling the back end, which is away or not needed any more. */
   close(): void {
     this.#setup.log?.close();
     this.#setup.log = undefined;

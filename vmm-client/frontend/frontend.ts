@@ -9,7 +9,6 @@ import { EventEmitter } from 'node:events';
 import type { UnixStream } from '../../protocol/sys/unix-socket.ts';
 import { PeerError } from '../../protocol/vhost-user/errors.ts';
 import {
-  VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
   VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
   VHOST_USER_PROTOCOL_F_RARP,
   VHOST_USER_PROTOCOL_F_RESET_DEVICE,
@@ -18,14 +17,14 @@ import {
 import { FRONTEND } from '../../protocol/vhost-user/messages.ts';
 import { featureMask, hasFeature, VIRTIO_F_ACCESS_PLATFORM } from '../../protocol/virtio/reserved-features.ts';
 import { CONFIG_FLAG_WRITE, readConfig, writeConfig } from './config-access.ts';
-import type { FrontendConnection } from './connection.ts';
 import { DeviceSetup, type PositionedRing } from './device-setup.ts';
 import { dial } from './dial.ts';
 import { DirtyLogging } from './dirty-logging.ts';
-import { requestInflight, type SharedRegion, sendInflight, sendMemory } from './hand-over.ts';
+import { requestInflight, type SharedRegion, sendInflight } from './hand-over.ts';
 import { InbandNotifications } from './inband.ts';
 import type { IoMappings } from './io-mappings.ts';
 import { Link, type LinkOwner, missingFeatures } from './link.ts';
+import { MemoryTable } from './memory-table.ts';
 import { Migration } from './migration.ts';
 import { type Capabilities, DEFAULT_PROTOCOL_FEATURES } from './negotiation.ts';
 import { SharedMemory } from './shared-memory.ts';
@@ -71,6 +70,7 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
   readonly migration: Migration;
   readonly #options: FrontendOptions;
   readonly #setup: DeviceSetup;
+  readonly #memory: MemoryTable;
   #openLink: Link | undefined;
   #isTrying = false;
 
@@ -79,6 +79,7 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
     this.#options = options;
     this.#setup = new DeviceSetup(options.iommu, new InbandNotifications((error) => this.emit('refusal', error)));
     this.dirtyLog = new DirtyLogging(this.#setup, () => this.#link);
+    this.#memory = new MemoryTable(this.#setup, () => this.#link, this.dirtyLog);
     this.migration = new Migration({
       setup: this.#setup,
       link: () => this.#link,
@@ -198,45 +199,18 @@ export class VhostUserFrontend extends EventEmitter<FrontendEvents> {
   }
 
   /** Replaces the memory of the guest. The regions stay the caller's, and open until they are removed here. */
-  async setMemory(regions: readonly SharedRegion[]): Promise<void> {
-    this.#checkSlots(regions.length);
-    await this.#changeMemory(regions, (connection) => sendMemory(connection, regions));
+  setMemory(regions: readonly SharedRegion[]): Promise<void> {
+    return this.#memory.set(regions);
   }
 
   /** Adds a region while rings may be running; with a new table where the back end has no ADD_MEM_REG. */
-  async addMemory(added: SharedRegion): Promise<void> {
-    const all = [...this.#setup.memory, added];
-    if (!this.hasProtocolFeature(VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS)) return this.setMemory(all);
-    this.#checkSlots(all.length);
-    await this.#changeMemory(all, (c) => c.command(FRONTEND.ADD_MEM_REG, added.region, [added.memfd]));
+  addMemory(added: SharedRegion): Promise<void> {
+    return this.#memory.add(added);
   }
 
   /** Takes a region back. The caller proves that no ring and no request in flight is in it. */
-  async removeMemory(removed: SharedRegion): Promise<void> {
-    const rest = this.#setup.memory.filter((memory) => memory !== removed);
-    if (!this.hasProtocolFeature(VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS)) return this.setMemory(rest);
-    await this.#changeMemory(rest, (connection) => connection.command(FRONTEND.REM_MEM_REG, removed.region));
-  }
-
-  async #changeMemory(
-    regions: readonly SharedRegion[],
-    send: (connection: FrontendConnection) => Promise<void>,
-  ): Promise<void> {
-    const { memory: before } = this.#setup;
-    await this.#link.command(async (connection) => {
-      await this.dirtyLog.cover(connection, regions);
-      await send(connection);
-    });
-    this.#setup.memory = [...regions];
-    await this.#setup.unmap(before.filter((memory) => !regions.includes(memory)));
-    await this.#setup.map(regions.filter((memory) => !before.includes(memory)));
-  }
-
-  #checkSlots(count: number): void {
-    const { maxMemorySlots } = this.capabilities;
-    if (count > maxMemorySlots) {
-      throw new PeerError(`${count} memory regions are needed, the back end has ${maxMemorySlots} slots`);
-    }
+  removeMemory(removed: SharedRegion): Promise<void> {
+    return this.#memory.remove(removed);
   }
 
   /** Hands a ring over, starts and enables it. Its descriptors and its memory stay the caller's. */

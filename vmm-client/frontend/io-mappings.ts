@@ -1,10 +1,12 @@
 /**
  * What an IOMMU maps for one device: ranges of I/O virtual addresses (IOVA), each to user addresses of this process, with
  * what the device may do there. Whoever plays the IOMMU maps and unmaps; front ends listen, and so their back ends know.
+ * Several devices may have one table: who changes that tells them (`tellMapped`, `tellUnmapped`).
  * Addresses and sizes are bytes, below 2^53. Source: vhost-user, IOMMU support; VIRTIO 1.3, 5.13 IOMMU device.
  */
 
 import { IOTLB_READ, IOTLB_WRITE } from '../../protocol/memory/iotlb.ts';
+import { RangeTable } from './range-table.ts';
 
 export interface IoMapping {
   readonly iova: number;
@@ -18,18 +20,25 @@ export interface IoMapping {
 export interface IoMappingsListener {
   /** A range is mapped now. */
   mapped(mapping: IoMapping): Promise<void>;
-  /** Nothing in a range is mapped any more. Resolves when the device does not use what was. */
+  /** What was mapped in a range is not any more. Resolves when the device does not use it. */
   unmapped(iova: number, size: number): Promise<void>;
 }
 
+/** Whoever plays the IOMMU hears of accesses that it does not allow: IOVA, and what was wanted there. */
+export type OnFault = (iova: bigint, permission: number) => void;
+
 export class IoMappings {
-  /** Sorted by IOVA, never overlapping. */
-  readonly #mappings: IoMapping[] = [];
+  #table = new RangeTable<IoMapping>();
   readonly #listeners = new Set<IoMappingsListener>();
+  readonly #onFault: OnFault;
+
+  constructor(onFault: OnFault = () => undefined) {
+    this.#onFault = onFault;
+  }
 
   /** Mappings there are. */
   get count(): number {
-    return this.#mappings.length;
+    return this.#table.count;
   }
 
   /** From now on the listener is told. Returns what ends that. */
@@ -40,16 +49,29 @@ export class IoMappings {
 
   /** The mapping that covers an IOVA. */
   find(iova: number): IoMapping | undefined {
-    const mapping = this.#mappings[this.#firstEndingAfter(iova)];
-    return mapping !== undefined && mapping.iova <= iova ? mapping : undefined;
+    return this.#table.find(iova);
+  }
+
+  /** The mapping by which the device may do what it wants at an IOVA. Where there is none, that is a fault. */
+  grant(iova: bigint, permission: number): IoMapping | undefined {
+    const mapping = iova <= BigInt(Number.MAX_SAFE_INTEGER) ? this.find(Number(iova)) : undefined;
+    if (mapping !== undefined && (permission & ~mapping.permission) === 0) return mapping;
+    this.noteFault(iova, permission);
+    return undefined;
+  }
+
+  /** The device was kept from an access. */
+  noteFault(iova: bigint, permission: number): void {
+    this.#onFault(iova, permission);
   }
 
   /** The lowest IOVA at which the device finds what lies at a user address. */
   iovaOf(userAddress: number): number | undefined {
-    const found = this.#mappings.find(
-      (mapping) => userAddress >= mapping.userAddress && userAddress - mapping.userAddress < mapping.size,
-    );
-    return found === undefined ? undefined : found.iova + (userAddress - found.userAddress);
+    for (const mapping of this.#table) {
+      const offset = userAddress - mapping.userAddress;
+      if (offset >= 0 && offset < mapping.size) return mapping.iova + offset;
+    }
+    return undefined;
   }
 
   /**
@@ -65,13 +87,11 @@ export class IoMappings {
     if (permission < IOTLB_READ || permission > (IOTLB_READ | IOTLB_WRITE)) {
       throw new RangeError(`mapping at I/O address 0x${iova.toString(16)}: permission ${permission}, 1 to 3 expected`);
     }
-    const at = this.#firstEndingAfter(iova);
-    const next = this.#mappings[at];
-    if (next !== undefined && next.iova < iova + size) {
-      throw new RangeError(`${next.size} bytes at I/O address 0x${next.iova.toString(16)} are mapped already`);
+    const other = this.#table.add(mapping);
+    if (other !== undefined) {
+      throw new RangeError(`${other.size} bytes at I/O address 0x${other.iova.toString(16)} are mapped already`);
     }
-    this.#mappings.splice(at, 0, mapping);
-    await Promise.all([...this.#listeners].map((listener) => listener.mapped(mapping)));
+    await this.tellMapped(mapping);
   }
 
   /**
@@ -81,31 +101,36 @@ export class IoMappings {
    */
   async unmap(iova: number, size: number): Promise<number> {
     const end = iova + size;
-    const from = this.#firstEndingAfter(iova);
-    let to = from;
-    for (let mapping = this.#mappings[to]; mapping !== undefined && mapping.iova < end; mapping = this.#mappings[to]) {
-      if (mapping.iova < iova || mapping.iova + mapping.size > end) {
-        throw new RangeError(
-          `unmapping ${size} bytes at I/O address 0x${iova.toString(16)} would cut a mapping of ${mapping.size} in two`,
-        );
-      }
-      to += 1;
+    for (const each of [this.#table.firstEndingAfter(iova), this.#table.lastBeginningBefore(end)]) {
+      if (each === undefined || each.iova >= end || each.iova + each.size <= iova) continue;
+      if (each.iova >= iova && each.iova + each.size <= end) continue;
+      throw new RangeError(
+        `unmapping ${size} bytes at I/O address 0x${iova.toString(16)} would cut a mapping of ${each.size} in two`,
+      );
     }
-    this.#mappings.splice(from, to - from);
-    if (to > from) await Promise.all([...this.#listeners].map((listener) => listener.unmapped(iova, size)));
-    return to - from;
+    const removed = this.#table.remove(iova, end).length;
+    if (removed > 0) await this.tellUnmapped(iova, size);
+    return removed;
   }
 
-  /** Index of the first mapping whose end lies above an IOVA. */
-  #firstEndingAfter(iova: number): number {
-    let low = 0;
-    let high = this.#mappings.length;
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      const mapping = this.#mappings[middle] as IoMapping;
-      if (mapping.iova + mapping.size > iova) high = middle;
-      else low = middle + 1;
-    }
-    return low;
+  /**
+   * Puts another table in the place of what was mapped, all of it below `limit`. Resolves when no device uses that any more.
+   * @throws PeerError - a back end refused to let go
+   */
+  async use(table: RangeTable<IoMapping>, limit: number): Promise<void> {
+    if (table === this.#table) return;
+    const had = this.#table.count;
+    this.#table = table;
+    if (had > 0) await this.tellUnmapped(0, limit);
+  }
+
+  /** The table has a mapping more. @throws PeerError - a back end had to be told and refused */
+  async tellMapped(mapping: IoMapping): Promise<void> {
+    await Promise.all([...this.#listeners].map((listener) => listener.mapped(mapping)));
+  }
+
+  /** It has nothing in a range any more; resolves when no device uses what it had. @throws PeerError - a back end refused */
+  async tellUnmapped(iova: number, size: number): Promise<void> {
+    await Promise.all([...this.#listeners].map((listener) => listener.unmapped(iova, size)));
   }
 }

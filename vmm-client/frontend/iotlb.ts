@@ -14,19 +14,26 @@ export class BackendIotlb implements IoMappingsListener {
   readonly #mappings: IoMappings;
   readonly #connection: () => FrontendConnection;
   readonly #onRefusal: (error: Error) => void;
+  readonly #hangUp: (cause: Error) => void;
   readonly #leave: () => void;
   /** The back end may remember that nothing is mapped in this range: it has to hear when that changes. */
   #deniedFrom = Number.POSITIVE_INFINITY;
   #deniedTo = 0;
 
   /**
-   * Listens to `mappings` until it is closed. `connection` is the present one of the back end; `onRefusal` hears of updates
-   * that the back end asked for and refused.
+   * Listens to `mappings` until it is closed. `connection` is the present one of the back end, which `hangUp` ends;
+   * `onRefusal` hears of updates that the back end asked for and refused.
    */
-  constructor(mappings: IoMappings, connection: () => FrontendConnection, onRefusal: (error: Error) => void) {
+  constructor(
+    mappings: IoMappings,
+    connection: () => FrontendConnection,
+    onRefusal: (error: Error) => void,
+    hangUp: (cause: Error) => void,
+  ) {
     this.#mappings = mappings;
     this.#connection = connection;
     this.#onRefusal = onRefusal;
+    this.#hangUp = hangUp;
     this.#leave = mappings.listen(this);
   }
 
@@ -35,8 +42,8 @@ export class BackendIotlb implements IoMappingsListener {
    * miss does not wait for the acknowledgement of the update, which a back end may give only afterwards.
    */
   miss(iova: bigint, permission: number): boolean {
-    const mapping = iova <= BigInt(Number.MAX_SAFE_INTEGER) ? this.#mappings.find(Number(iova)) : undefined;
-    if (mapping === undefined || (permission & ~mapping.permission) !== 0) {
+    const mapping = this.#mappings.grant(iova, permission);
+    if (mapping === undefined) {
       this.#deniedFrom = Math.min(this.#deniedFrom, Number(iova));
       this.#deniedTo = Math.max(this.#deniedTo, Number(iova) + 1);
       return false;
@@ -51,8 +58,19 @@ export class BackendIotlb implements IoMappingsListener {
   }
 
   async unmapped(iova: number, size: number): Promise<void> {
+    if (iova <= this.#deniedFrom && iova + size >= this.#deniedTo) {
+      // It forgets that too.
+      this.#deniedFrom = Number.POSITIVE_INFINITY;
+      this.#deniedTo = 0;
+    }
     const range = { iova: BigInt(iova), size: BigInt(size), userAddress: 0n, permission: 0 };
-    await this.#tell((connection) => send(connection, { ...range, type: IOTLB_TYPE_INVALIDATE }));
+    try {
+      await this.#tell((connection) => send(connection, { ...range, type: IOTLB_TYPE_INVALIDATE }));
+    } catch (error) {
+      // It would go on using what is another's by now.
+      this.#hangUp(error as Error);
+      throw error;
+    }
   }
 
   /** Tells a back end that translates. One that is away uses nothing, and asks when it is back. */

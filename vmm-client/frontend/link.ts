@@ -64,6 +64,7 @@ export class Link {
       iommu,
       () => this.#connection,
       (error) => owner.refused(error),
+      (cause) => this.hangUp(cause),
     );
   }
 

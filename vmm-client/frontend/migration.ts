@@ -67,13 +67,23 @@ export class Migration {
     }
   }
 
-  /** Lets the present back end go on after `suspend`. @throws PeerError */
+  /**
+   * Lets the present back end go on after `suspend`.
+   * @throws PeerError - it refused, or died meanwhile; after a reconnect it goes on all the same
+   */
   async resume(): Promise<void> {
     const { setup } = this.#host;
     const link = this.#host.link();
+    await link.connected();
     const rings = this.#suspended;
-    await link.command((connection) => setup.start(connection, rings));
     this.#giveBack(setup);
+    try {
+      await link.command((connection) => setup.start(connection, rings));
+    } catch (error) {
+      // Some are started and some are not: only the end of the connection makes that one state.
+      if (link.state === 'connected') link.hangUp(error as Error);
+      throw error;
+    }
   }
 
   /**

@@ -29,9 +29,9 @@ export interface Vring {
   /**
    * Called when the back end came back after it died and before it gets the ring again; returns the new base.
    * `keepsInflight` says that it knows from the in-flight region what it had taken; where not, the driver has to make
-   * everything that is unfinished available again.
+   * everything that is unfinished available again. Undefined: nobody can say any more, and it does not get the ring.
    */
-  resume(keepsInflight: boolean): number;
+  resume(keepsInflight: boolean): number | undefined;
   /** Signals the kick descriptor. */
   notify(): void;
 }

@@ -37,6 +37,10 @@ export interface MemoryConfig {
   readonly hugepages?: boolean;
   /** A file, or a directory for a file without a name, in the place of anonymous memory. */
   readonly file?: string;
+  /** What vm.resize may add to `size`: a virtio-mem device is there when it is above 0. */
+  readonly hotplug_size?: number;
+  /** What is added from the start on, of `hotplug_size`. */
+  readonly hotplugged_size?: number;
 }
 
 /** What every device served by a vhost-user back end has. */
@@ -47,6 +51,10 @@ export interface DeviceConfig {
   readonly num_queues?: number;
   /** Entries. */
   readonly queue_size?: number;
+  /** The guest's addresses of it go through the virtio-iommu, which is there when a device wants it. */
+  readonly iommu?: boolean;
+  /** The driver is offered packed rings. Default false: split ones are served faster. */
+  readonly packed?: boolean;
 }
 
 export interface DiskConfig extends DeviceConfig {

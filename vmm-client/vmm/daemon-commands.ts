@@ -11,8 +11,11 @@ export interface DaemonCommand {
   readonly args: readonly string[];
 }
 
-/** For a disk with a `path`. */
-export function diskDaemon(disk: DiskConfig & { readonly id: string; readonly path: string }): DaemonCommand {
+/** For a disk with a `path`. `incoming`: the guest that writes to it is still elsewhere, and has the lock of the image. */
+export function diskDaemon(
+  disk: DiskConfig & { readonly id: string; readonly path: string },
+  incoming = false,
+): DaemonCommand {
   return {
     name: disk.id,
     program: 'vhost-user-blk',
@@ -22,6 +25,8 @@ export function diskDaemon(disk: DiskConfig & { readonly id: string; readonly pa
       ...(disk.readonly === true ? ['--read-only'] : []),
       ...(disk.direct === true ? ['--direct'] : []),
       ...(disk.serial === undefined ? [] : [`--serial=${disk.serial}`]),
+      ...(disk.iommu === true ? ['--iommu'] : []),
+      ...(incoming ? ['--incoming'] : []),
     ],
   };
 }
@@ -39,6 +44,7 @@ export function netDaemon(net: NetConfig & { readonly id: string; readonly tap: 
       '--ctrl-vq',
       ...(net.mac === undefined ? [] : [`--mac=${net.mac}`]),
       ...(net.mtu === undefined ? [] : [`--mtu=${net.mtu}`]),
+      ...(net.iommu === true ? ['--iommu'] : []),
     ],
   };
 }

@@ -70,6 +70,15 @@ export class DaemonProcess {
     this.#child.kill('SIGKILL');
   }
 
+  /** Sends SIGHUP when it serves: before that it would be the end. One that does not get there is not told. */
+  async reload(): Promise<void> {
+    const isServing = await this.serving.then(
+      () => true,
+      () => false,
+    );
+    if (isServing) this.#child.kill('SIGHUP');
+  }
+
   /** Asks it to end, makes it end after `deadlineMs`, and waits until it has. */
   async stop(deadlineMs: number): Promise<void> {
     this.serving.catch(() => undefined);

@@ -20,6 +20,18 @@ export class VmStateError extends Error {
   }
 }
 
+/** What was asked for is there already: a device with this id, a second vsock device. */
+export class VmConflictError extends Error {
+  override readonly name = 'VmConflictError';
+  readonly code = 'VM_CONFLICT';
+}
+
+/** The machine has nothing of the name that was given. */
+export class VmNotFoundError extends Error {
+  override readonly name = 'VmNotFoundError';
+  readonly code = 'VM_NOT_FOUND';
+}
+
 /** The machine could not be built or went wrong while it ran, through no fault of the configuration's. */
 export class VmError extends Error {
   override readonly name = 'VmError';

@@ -4,7 +4,8 @@
  *
  *     0x0000_0000  RAM: boot structures below 640 KiB, the kernel from 1 MiB
  *     0xc000_0000  the hole: 1 GiB
- *     0xd000_0000      virtio-mmio, one page of registers a device
+ *     0xd000_0000      virtio-mmio, one page of registers a slot
+ *     0xd010_0000      hotplug, one page of registers
  *     0xfec0_0000      I/O APIC      0xfee0_0000  local APICs      0xfffb_c000  KVM's own pages (TSS, identity map)
  *     0x1_0000_0000 RAM goes on
  */
@@ -34,6 +35,7 @@ export const HOLE_START = 0xc000_0000;
 export const HOLE_END = 0x1_0000_0000;
 export const VIRTIO_MMIO_ADDRESS = 0xd000_0000;
 export const VIRTIO_MMIO_BYTES = 0x1000;
+export const HOTPLUG_ADDRESS = 0xd010_0000;
 export const IO_APIC_ADDRESS = 0xfec0_0000;
 export const LOCAL_APIC_ADDRESS = 0xfee0_0000;
 export const IDENTITY_MAP_ADDRESS = 0xfffb_c000;
@@ -49,8 +51,12 @@ export const ACPI_POWER_PORT = 0x600;
 export const ACPI_POWER_PORT_COUNT = 3;
 
 /** Global system interrupts: pins of the I/O APIC, edge triggered, active high. */
+export const HOTPLUG_GSI = 3;
 export const SERIAL_GSI = 4;
 export const FIRST_VIRTIO_GSI = 5;
 export const GSI_COUNT = 24;
+/** Slots for virtio devices, all of them always there; the last ones are those of devices that the VMM serves itself. */
 export const MAX_VIRTIO_DEVICES = GSI_COUNT - FIRST_VIRTIO_GSI;
+export const IOMMU_SLOT = MAX_VIRTIO_DEVICES - 1;
+export const MEM_SLOT = MAX_VIRTIO_DEVICES - 2;
 export const MAX_VCPUS = 254;

@@ -6,19 +6,30 @@
 import type { Kvm, KvmVm } from '../../protocol/sys/kvm.ts';
 import { exitName, setCpuid } from '../../protocol/sys/kvm-vcpu.ts';
 import { IDENTITY_MAP_ADDRESS, TSS_ADDRESS } from './layout.ts';
+import {
+  type ProcessorsState,
+  parseProcessorsState,
+  restoreProcessors,
+  saveProcessors,
+} from './state/processors-state.ts';
 import { type Buses, Vcpu, type VcpuEnd } from './vcpu.ts';
 import { EXIT_REASONS } from './vcpu-channel.ts';
 
 export class Processors {
   readonly vm: KvmVm;
   readonly vcpus: readonly Vcpu[];
+  readonly #kvm: Kvm;
+  /** What each vCPU was given. */
+  #cpuids: readonly Uint8Array[] = [];
   #stopped: Promise<void> | undefined;
 
   /**
-   * Creates the machine and starts the threads of `count` vCPUs, held. `onEnd` is called at most once a vCPU.
+   * Creates the machine and starts the threads of `count` vCPUs, held. `onEnd` is called at most once a vCPU. `kvm` stays
+   * the caller's, and open as long as this is used.
    * @throws SysError - the host refuses
    */
   constructor(kvm: Kvm, count: number, buses: Buses, onEnd: (end: VcpuEnd) => void) {
+    this.#kvm = kvm;
     this.vm = kvm.createVm();
     const vcpus: Vcpu[] = [];
     this.vcpus = vcpus;
@@ -35,7 +46,8 @@ export class Processors {
 
   /** Tells each vCPU what its CPUID instruction says: `tableOf` makes a struct kvm_cpuid2. Before the first run. */
   setCpuid(tableOf: (vcpu: number) => Uint8Array): void {
-    for (const vcpu of this.vcpus) setCpuid(vcpu.fd, tableOf(vcpu.index));
+    this.#cpuids = this.vcpus.map(({ index }) => tableOf(index));
+    for (const { fd, index } of this.vcpus) setCpuid(fd, this.#cpuids[index] as Uint8Array);
   }
 
   run(): void {
@@ -45,6 +57,40 @@ export class Processors {
   /** Resolves when no vCPU is in the guest. */
   async hold(): Promise<void> {
     await Promise.all(this.vcpus.map((vcpu) => vcpu.hold()));
+  }
+
+  /**
+   * Holds all vCPUs until each has finished its last instruction, which a device may take its time for and which may write
+   * guest memory. They stay held until `run`.
+   * @throws VmError - one has ended
+   */
+  async quiesce(): Promise<void> {
+    await Promise.all(this.vcpus.map((vcpu) => vcpu.quiesce()));
+  }
+
+  /**
+   * The state of everything here, from which the guest goes on after `run`, or elsewhere after `restore`. It is of one
+   * moment: interrupts that devices make meanwhile may be in it or not.
+   * @throws VmError - a vCPU has ended
+   * @throws SysError - the host refuses
+   */
+  async save(): Promise<ProcessorsState> {
+    await this.quiesce();
+    if (this.#cpuids.length !== this.vcpus.length) throw new Error('save of vCPUs that were never set up');
+    const vcpus = this.vcpus.map(({ fd, index }) => ({ fd, cpuid: this.#cpuids[index] as Uint8Array }));
+    return saveProcessors(this.#kvm, this.vm, vcpus);
+  }
+
+  /**
+   * Puts vCPUs that have not run into a state that `save` returned, and which may come from anywhere. Memory is there, with
+   * what is in it; devices make no interrupts yet. When it throws, nothing but `stop` is left.
+   * @throws VmError - the state is none, or none for this machine or this host
+   */
+  restore(state: unknown): void {
+    const parsed = parseProcessorsState(state, this.vcpus.length, this.#kvm);
+    const fds = this.vcpus.map(({ fd }) => fd);
+    this.#cpuids = parsed.vcpus.map(({ cpuid }) => cpuid);
+    restoreProcessors(this.#kvm, this.vm, fds, parsed);
   }
 
   /** Makes all threads end, and waits for nothing: for a process that ends. */

@@ -44,6 +44,8 @@ export interface SupervisedDaemon {
   readonly socket: string;
   /** Of the present process; undefined between two. */
   readonly pid: number | undefined;
+  /** Makes it look at its surroundings again (SIGHUP); one that is being started does that anyway. */
+  reload(): Promise<void>;
   /** Ends it and waits until it is gone. Idempotent. */
   stop(): Promise<void>;
 }
@@ -108,6 +110,10 @@ class Supervised implements SupervisedDaemon {
 
   get pid(): number | undefined {
     return this.#process?.pid;
+  }
+
+  async reload(): Promise<void> {
+    await this.#process?.reload();
   }
 
   async stop(): Promise<void> {

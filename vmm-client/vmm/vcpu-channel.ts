@@ -38,7 +38,10 @@ export const HOLD = 0;
 export const RUN = 1;
 export const STOP = 2;
 
-/** STATE. HELD: outside the guest until CONTROL changes; FAULTED: the guest cannot go on (FAULT says why). */
+/**
+ * STATE. HELD: outside the guest, between two instructions, until CONTROL changes; FAULTED: the guest cannot go on (FAULT
+ * says why).
+ */
 export const STARTING = 0;
 export const RUNNING = 1;
 export const HELD = 2;

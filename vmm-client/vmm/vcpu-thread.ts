@@ -74,6 +74,12 @@ function runVcpu({ channel, location, doorbell }: VcpuThreadData): void {
     if ((kind & IS_WRITE) === 0) vcpu.bytes.set(data.subarray(0, length), offset);
   }
 
+  /**
+   * Whether an access was answered and KVM has not been entered since: it finishes the instruction then, with registers
+   * and memory that the answer goes to.
+   */
+  let isUnfinished = false;
+
   /** Runs the guest until it needs something, and gets it that. Returns false when it cannot go on. */
   function step(): boolean {
     let reason: number;
@@ -84,6 +90,7 @@ function runVcpu({ channel, location, doorbell }: VcpuThreadData): void {
       words[FAULT] = -error.errno;
       return false;
     }
+    isUnfinished = reason === KVM_EXIT_MMIO || reason === KVM_EXIT_IO;
     if (reason < EXIT_REASONS) words[EXITS + reason] = ((words[EXITS + reason] as number) + 1) | 0;
     if (reason === KVM_EXIT_MMIO) {
       const kind = IS_MEMORY | (vcpu.mmioIsWrite ? IS_WRITE : 0);
@@ -109,7 +116,8 @@ function runVcpu({ channel, location, doorbell }: VcpuThreadData): void {
     Atomics.store(words, REQUEST, 0);
     const control = Atomics.load(words, CONTROL);
     if (control === STOP) return;
-    if (control === HOLD) {
+    const isToHold = control === HOLD;
+    if (isToHold && !isUnfinished) {
       if (!isHeld) enter(HELD);
       isHeld = true;
       Atomics.wait(words, CONTROL, HOLD);
@@ -117,6 +125,8 @@ function runVcpu({ channel, location, doorbell }: VcpuThreadData): void {
     }
     if (isHeld || Atomics.load(words, STATE) !== RUNNING) Atomics.store(words, STATE, RUNNING);
     isHeld = false;
+    // One that is to be held finishes its instruction, which may take another access, and no more.
+    if (isToHold) vcpu.setImmediateExit(true);
     if (!step()) {
       // Nothing but the end is left.
       enter(FAULTED);

@@ -110,9 +110,14 @@ export class Vcpu {
     this.#thread = this.#thread.catch((error: Error) => this.#fail(error));
   }
 
-  /** The descriptor for the ioctls that come before the first run. */
+  /** The descriptor for ioctls while the vCPU is not in the guest. */
   get fd(): number {
     return this.#vcpuFd.fd;
+  }
+
+  /** The thread's id. 0 before it has begun. */
+  get thread(): number {
+    return this.#words[THREAD] as number;
   }
 
   /** How often the guest left KVM_RUN, by KVM's exit reason. */
@@ -136,6 +141,17 @@ export class Vcpu {
     await this.#until(isOut);
   }
 
+  /**
+   * Resolves when the guest is held and the vCPU's state is whole: its last access is answered, and the instruction
+   * finished, which may write guest memory. It stays so until `run`.
+   * @throws VmError - the vCPU has ended, or ends meanwhile
+   */
+  async quiesce(): Promise<void> {
+    if (!this.#stopping) this.#control(HOLD);
+    await this.#until(() => this.#state() === HELD || this.#state() === FAULTED || this.#stopping);
+    if (this.#stopping || this.#state() !== HELD) throw new VmError(`vCPU ${this.index} has ended`);
+  }
+
   /** Stops the thread and gives everything back. Resolves when nothing of the vCPU touches guest memory. Idempotent. */
   async stop(): Promise<void> {
     this.abandon();
@@ -153,6 +169,7 @@ export class Vcpu {
     this.#control(STOP);
     // An answer that is still being looked for is not waited for.
     this.#answer();
+    this.#tell();
   }
 
   #giveBack(): void {

@@ -3,9 +3,9 @@
  * behind an IOMMU where that is asked for. Prints one JSON object (RingLoadOutput).
  */
 import { Command } from 'commander';
+import { DIRTY_PAGE_BYTES } from '../../../protocol/sys/dirty-pages.ts';
 import { BenchLoad } from '../../../vmm-client/cli/bench-load.ts';
 import { BlkDriver } from '../../../vmm-client/driver/blk-driver.ts';
-import { DIRTY_PAGE_BYTES } from '../../../vmm-client/frontend/dirty-bitmap.ts';
 import { VhostUserFrontend } from '../../../vmm-client/frontend/frontend.ts';
 import { IoMappings } from '../../../vmm-client/frontend/io-mappings.ts';
 import { cpuNanoseconds } from '../daemons.ts';

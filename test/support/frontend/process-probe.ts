@@ -34,11 +34,11 @@ export const cpuDuring = async (pid: number, spanMs: number): Promise<number> =>
   return cpuMs(pid) - before;
 };
 
-/** Mappings of memfds in a process: shared guest memory that it holds. */
-export const sharedMappings = (pid: number): number =>
+/** Mappings of memfds of a name in a process: shared guest memory that it holds. */
+export const sharedMappings = (pid: number, name = 'test-ram'): number =>
   readFileSync(`/proc/${pid}/maps`, 'utf8')
     .split('\n')
-    .filter((line) => line.includes('/memfd:test-ram')).length;
+    .filter((line) => line.includes(`/memfd:${name}`)).length;
 
 /**
  * Resolves when `read` gives what `accept` accepts; asks again until the deadline. For state of another process that

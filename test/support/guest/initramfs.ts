@@ -40,6 +40,9 @@ const SHARED_FILE_SYSTEM_MODULES = ['fuse', 'virtiofs'];
 /** The same for a guest with a socket device. */
 const SOCKET_MODULES = ['vsock', 'vmw_vsock_virtio_transport_common', 'vmw_vsock_virtio_transport'];
 
+/** The same for a guest whose memory grows. */
+const MEMORY_MODULES = ['virtio_mem'];
+
 export interface InitramfsContents {
   /** Directory of the modules of one kernel release. */
   readonly modules: string;
@@ -51,6 +54,8 @@ export interface InitramfsContents {
   readonly network?: boolean;
   /** Adds what a socket device needs. */
   readonly sockets?: boolean;
+  /** Adds the driver of virtio-mem. */
+  readonly memory?: boolean;
   /** Programs of the host that the guest's scripts call. */
   readonly programs?: readonly PeerName[];
   /** Paths of more programs, static ones. */
@@ -65,6 +70,7 @@ export const buildInitramfs = (contents: InitramfsContents): string => {
     ...(contents.network === true ? NETWORK_MODULES : []),
     ...(contents.sharedFileSystem === true ? SHARED_FILE_SYSTEM_MODULES : []),
     ...(contents.sockets === true ? SOCKET_MODULES : []),
+    ...(contents.memory === true ? MEMORY_MODULES : []),
   ];
   const modules = findModules(contents.modules, names);
   const programs = [...(contents.programs ?? []).map((name) => peerPath(name)), ...(contents.staticPrograms ?? [])];

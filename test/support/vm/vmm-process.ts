@@ -99,13 +99,25 @@ export class VmmProcess {
   /** One request; waits for the API's socket if need be. @throws Error - no answer within deadlineMs */
   async request(method: 'GET' | 'PUT', route: string, body?: unknown, deadlineMs = 20_000): Promise<ApiAnswer> {
     const end = performance.now() + deadlineMs;
-    while (!existsSync(this.apiSocket)) {
+    for (;;) {
+      if (existsSync(this.apiSocket)) {
+        try {
+          return await this.#ask(method, route, body, deadlineMs);
+        } catch (error) {
+          // It has a name a moment before it listens.
+          if ((error as NodeJS.ErrnoException).code !== 'ECONNREFUSED') throw error;
+        }
+      }
       if (!this.child.running || performance.now() > end) throw new Error(`there is no API:\n${this.child.tail()}`);
       await delay(5);
     }
+  }
+
+  #ask(method: 'GET' | 'PUT', route: string, body: unknown, deadlineMs: number): Promise<ApiAnswer> {
     return new Promise((resolve, reject) => {
       const text = body === undefined ? undefined : JSON.stringify(body);
-      const headers = text === undefined ? {} : { 'Content-Type': 'application/json', 'Content-Length': text.length };
+      const headers =
+        text === undefined ? {} : { 'Content-Type': 'application/json', 'Content-Length': Buffer.byteLength(text) };
       const path = `/api/v1/${route}`;
       const sent = request({ socketPath: this.apiSocket, method, path, headers, timeout: deadlineMs }, (response) => {
         const chunks: Buffer[] = [];

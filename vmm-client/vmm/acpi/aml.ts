@@ -1,6 +1,6 @@
 /**
- * The part of ACPI Machine Language that describes devices which are always there: names, constants, packages, resource
- * templates. Every function returns the bytes of one term. Names are four characters, padded with `_`; a leading
+ * The part of ACPI Machine Language that describes: names, constants, packages, devices, resource templates. What computes is
+ * in aml-code.ts. Every function returns the bytes of one term. Names are four characters, padded with `_`; a leading
  * backslash is the root. Source: ACPI 6.5, 20 ACPI Machine Language (AML) Specification; 6.4 Resource Data Types.
  */
 
@@ -51,10 +51,12 @@ const packageLength = (bodyBytes: number): number[] => {
   throw new RangeError(`an AML package of ${bodyBytes} bytes`);
 };
 
-const withLength = (opcode: readonly number[], body: Uint8Array): Uint8Array =>
+/** An opcode, the length of the package, and its body. */
+export const withLength = (opcode: readonly number[], body: Uint8Array): Uint8Array =>
   concat(opcode, packageLength(body.length), body);
 
-const path = (text: string): number[] => {
+/** A name of one segment, from the root where it begins with a backslash. */
+export const path = (text: string): number[] => {
   const rooted = text.startsWith('\\');
   return [...(rooted ? ascii('\\') : []), ...ascii(text.slice(rooted ? 1 : 0).padEnd(4, '_'))];
 };

@@ -1,10 +1,28 @@
 /**
- * The machine's devices as ACPI describes them: every virtio-mmio device as LNRO0005 with its page of registers and its
- * interrupt, the serial port as PNP0501, and the sleep type of S5 (soft off). Source: ACPI 6.5, 6.1 Device Identification
- * Objects, 7.4.2.6 \_S5; Linux, drivers/virtio/virtio_mmio.c (the id) and drivers/tty/serial/8250/8250_pnp.c.
+ * The machine's devices as ACPI describes them: the slots of virtio-mmio devices, the serial port as PNP0501, and the sleep
+ * type of S5 (soft off).
+ *
+ * Each slot is a container (ACPI0004) that is there while a device is in it, with that device in it: LNRO0005, its page of
+ * registers and its interrupt. A node without an id is between the two: Linux never forgets a platform device, and one right
+ * inside of a container would be unusable when the container has gone and come again. What becomes of slots a Generic Event Device (ACPI0013) tells: its interrupt makes the guest
+ * call _EVT, which acknowledges what is new in the hotplug registers and notifies the containers.
+ * Source: ACPI 6.5, 6.1 Device Identification Objects, 6.3 Device Insertion, Removal, and Status Objects, 5.6.9
+ * Interrupt-signaled ACPI events, 7.4.2.6 \_S5; Linux, drivers/virtio/virtio_mmio.c (LNRO0005), drivers/acpi/container.c and
+ * drivers/tty/serial/8250/8250_pnp.c.
  */
 
-import { SERIAL_GSI, SERIAL_PORT, SERIAL_PORT_COUNT, VIRTIO_MMIO_BYTES } from '../layout.ts';
+import { HOTPLUG_REGISTERS_BYTES } from '../hotplug/register-offsets.ts';
+import {
+  FIRST_VIRTIO_GSI,
+  HOTPLUG_ADDRESS,
+  HOTPLUG_GSI,
+  MAX_VIRTIO_DEVICES,
+  SERIAL_GSI,
+  SERIAL_PORT,
+  SERIAL_PORT_COUNT,
+  VIRTIO_MMIO_ADDRESS,
+  VIRTIO_MMIO_BYTES,
+} from '../layout.ts';
 import {
   concat,
   device,
@@ -18,28 +36,83 @@ import {
   scope,
   string,
 } from './aml.ts';
-
-/** A virtio-mmio device: guest physical address of its registers, and its global system interrupt. */
-export interface MmioDevice {
-  readonly address: number;
-  readonly gsi: number;
-}
+import { ifAnySet, LOCAL0, memoryRegion, method, named, notify, returnValue, store, wordFields } from './aml-code.ts';
 
 export interface DsdtOptions {
-  readonly devices: readonly MmioDevice[];
   readonly hasSerial: boolean;
 }
 
 /** What a guest writes as SLP_TYP to the sleep control register to switch the machine off. */
 export const S5_SLEEP_TYPE = 5;
 
-const virtioDevice = ({ address, gsi }: MmioDevice, index: number): Uint8Array =>
+/** Device present, enabled, shown and working: 6.3.7 _STA. */
+const STATUS_PRESENT = 0x0f;
+/** 5.6.6 Device Object Notifications. */
+const NOTIFY_DEVICE_CHECK = 1;
+const NOTIFY_EJECT_REQUEST = 3;
+
+const SLOTS = Array.from({ length: MAX_VIRTIO_DEVICES }, (_, slot) => slot);
+
+const slotName = (letter: string, slot: number): string =>
+  `${letter}${slot.toString(16).toUpperCase().padStart(3, '0')}`;
+
+/** The registers of hotplug as fields: hotplug/register-offsets.ts, from the first to the last. */
+const hotplugFields = (): readonly Uint8Array[] => [
+  memoryRegion('HPRG', HOTPLUG_ADDRESS, HOTPLUG_REGISTERS_BYTES),
+  wordFields('HPRG', 'PRES', 'ADDE', 'REMV', 'ACKA', 'ACKR', 'EJCT'),
+];
+
+const virtioDevice = (slot: number): Uint8Array =>
   device(
-    `V${index.toString(16).toUpperCase().padStart(3, '0')}`,
+    slotName('V', slot),
     name('_HID', string('LNRO0005')),
-    name('_UID', integer(index)),
+    name('_UID', integer(slot)),
     name('_CCA', integer(1)),
-    name('_CRS', resourceTemplate(memory32Fixed(address, VIRTIO_MMIO_BYTES), edgeInterrupt(gsi))),
+    name(
+      '_CRS',
+      resourceTemplate(
+        memory32Fixed(VIRTIO_MMIO_ADDRESS + slot * VIRTIO_MMIO_BYTES, VIRTIO_MMIO_BYTES),
+        edgeInterrupt(FIRST_VIRTIO_GSI + slot),
+      ),
+    ),
+  );
+
+const slotContainer = (slot: number): Uint8Array =>
+  device(
+    slotName('S', slot),
+    name('_HID', string('ACPI0004')),
+    name('_UID', integer(slot)),
+    method(
+      '_STA',
+      0,
+      false,
+      ifAnySet(named('PRES'), 1 << slot, returnValue(integer(STATUS_PRESENT))),
+      returnValue(integer(0)),
+    ),
+    method('_EJ0', 1, false, store(integer(slot), named('EJCT'))),
+    device(slotName('B', slot), name('_ADR', integer(0)), virtioDevice(slot)),
+  );
+
+/** Reads a bitmap, acknowledges what it has, and notifies the slots of its bits. */
+const notifySlots = (bitmap: string, acknowledge: string, notification: number): readonly Uint8Array[] => [
+  store(named(bitmap), LOCAL0),
+  store(LOCAL0, named(acknowledge)),
+  ...SLOTS.map((slot) => ifAnySet(LOCAL0, 1 << slot, notify(slotName('S', slot), notification))),
+];
+
+const eventDevice = (): Uint8Array =>
+  device(
+    'GED',
+    name('_HID', string('ACPI0013')),
+    name('_UID', integer(0)),
+    name('_CRS', resourceTemplate(edgeInterrupt(HOTPLUG_GSI))),
+    method(
+      '_EVT',
+      1,
+      true,
+      ...notifySlots('ADDE', 'ACKA', NOTIFY_DEVICE_CHECK),
+      ...notifySlots('REMV', 'ACKR', NOTIFY_EJECT_REQUEST),
+    ),
   );
 
 const serialPort = (): Uint8Array =>
@@ -51,8 +124,14 @@ const serialPort = (): Uint8Array =>
   );
 
 /** The terms of the DSDT, without the table's header. */
-export const encodeDsdtBody = ({ devices, hasSerial }: DsdtOptions): Uint8Array =>
+export const encodeDsdtBody = ({ hasSerial }: DsdtOptions): Uint8Array =>
   concat(
-    scope('\\_SB', ...devices.map(virtioDevice), ...(hasSerial ? [serialPort()] : [])),
+    scope(
+      '\\_SB',
+      ...hotplugFields(),
+      ...SLOTS.map(slotContainer),
+      eventDevice(),
+      ...(hasSerial ? [serialPort()] : []),
+    ),
     name('\\_S5', packageOf(integer(S5_SLEEP_TYPE), integer(0), integer(0), integer(0))),
   );

@@ -4,6 +4,7 @@
  *
  *     RSDP (revision 2) -> XSDT -> FADT (6.5) -> DSDT
  *                              `-> MADT
+ *                              `-> VIOT, where there is an IOMMU
  *
  * Source: ACPI 6.5, 5.2 ACPI System Description Tables, 4.8.3.7 Sleep Control/Status and 4.8.3.6 Reset Register.
  */
@@ -12,9 +13,11 @@ import { VmConfigError } from '../errors.ts';
 import { ACPI_ADDRESS, ACPI_POWER_PORT, IO_APIC_ADDRESS, LOCAL_APIC_ADDRESS, RESET_VECTOR_ADDRESS } from '../layout.ts';
 import { concat } from './aml.ts';
 import { type DsdtOptions, encodeDsdtBody } from './dsdt.ts';
+import { encodeViotBody, type ViotOptions } from './viot.ts';
 
 export interface AcpiOptions extends DsdtOptions {
   readonly cpuCount: number;
+  readonly viot?: ViotOptions | undefined;
 }
 
 /** What a guest writes to the reset register, the first of the power ports. */
@@ -157,7 +160,9 @@ export const encodeAcpiTables = (base: number, options: AcpiOptions): Uint8Array
   const dsdt = place(encodeTable('DSDT', 2, encodeDsdtBody(options)));
   const fadt = place(encodeFadt(dsdt));
   const madt = place(encodeMadt(options.cpuCount));
-  placed.push({ offset: 0, bytes: encodeRsdp(place(encodeXsdt(fadt, madt))) });
+  const { viot } = options;
+  const others = viot === undefined ? [] : [place(encodeTable('VIOT', 0, encodeViotBody(viot)))];
+  placed.push({ offset: 0, bytes: encodeRsdp(place(encodeXsdt(fadt, madt, ...others))) });
   const room = RESET_VECTOR_ADDRESS - ACPI_ADDRESS;
   if (end > room) {
     throw new VmConfigError(`ACPI tables of ${end} bytes, there is room for ${room}`);

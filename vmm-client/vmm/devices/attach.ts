@@ -1,10 +1,9 @@
 /** Connecting to a device's back end, whatever kind it is, so that all that can be wrong ends in one clear sentence. */
 
-import { SysError } from '../../../protocol/sys/errors.ts';
-import { PeerError, ProtocolError } from '../../../protocol/vhost-user/errors.ts';
 import { VhostUserFrontend } from '../../frontend/frontend.ts';
 import { VmConfigError, VmError } from '../errors.ts';
-import { checkVersion, type DeviceProfile } from './profile.ts';
+import { isPeersFault } from './blame.ts';
+import { checkTraits, checkVersion, type DeviceProfile, traitsOf } from './profile.ts';
 import { VhostUserDevice, type VhostUserDeviceOptions } from './vhost-user-device.ts';
 
 export interface DeviceOptions extends VhostUserDeviceOptions {
@@ -39,18 +38,16 @@ export async function attach(
       waitMs: options.waitMs ?? 0,
       reconnectMs: options.reconnectMs ?? DEFAULT_RECONNECT_MS,
       ...(options.timeoutMs === undefined ? {} : { timeoutMs: options.timeoutMs }),
+      ...(options.iommu === undefined ? {} : { iommu: options.iommu }),
     });
+    frontend.on('accessFail', ({ iova, permission }) => options.iommu?.noteFault(iova, permission));
     checkVersion(frontend.capabilities.features);
+    checkTraits(frontend, traitsOf(options));
     const profile = await describe(frontend);
     return new VhostUserDevice(profile, frontend, await profile.readConfig(frontend), options);
   } catch (error) {
     frontend?.close();
-    const isTheirs =
-      error instanceof SysError ||
-      error instanceof PeerError ||
-      error instanceof ProtocolError ||
-      error instanceof RangeError;
-    if (!isTheirs) throw error;
+    if (!isPeersFault(error)) throw error;
     throw new VmError(`${name}: back end at ${path}: ${error.message}`, { cause: error });
   }
 }

@@ -2,7 +2,12 @@
 
 import { PeerError } from '../../../protocol/vhost-user/errors.ts';
 import { VHOST_USER_PROTOCOL_F_CONFIG } from '../../../protocol/vhost-user/features.ts';
-import { VIRTIO_BLK_CONFIG, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_MQ } from '../../../protocol/virtio/blk.ts';
+import {
+  VIRTIO_BLK_CONFIG,
+  VIRTIO_BLK_F_CONFIG_WCE,
+  VIRTIO_BLK_F_MQ,
+  VIRTIO_BLK_F_RO,
+} from '../../../protocol/virtio/blk.ts';
 import { VIRTIO_ID_BLOCK } from '../../../protocol/virtio/device-ids.ts';
 import { hasFeature } from '../../../protocol/virtio/reserved-features.ts';
 import { BLK_CONFIG_SIZES, decodeBlkConfig } from '../../driver/blk-config.ts';
@@ -10,8 +15,22 @@ import type { VhostUserFrontend } from '../../frontend/frontend.ts';
 import type { CheckedDisk } from '../check-config.ts';
 import { VmConfigError } from '../errors.ts';
 import { attach, type DeviceOptions } from './attach.ts';
-import { type DeviceProfile, ringCount, withoutFeatures } from './profile.ts';
+import { checkFields, type DeviceProfile, ringCount, withoutFeatures } from './profile.ts';
 import type { VhostUserDevice } from './vhost-user-device.ts';
+
+/** What a driver has to find again: it reads the capacity anew when it is told to, and nothing else. */
+const MOVE_RULES = (
+  [
+    ['capacity', 8, 'not lower'],
+    ['size_max', 4, 'not lower'],
+    ['seg_max', 4, 'not lower'],
+    ['blk_size', 4, 'same'],
+    ['max_discard_sectors', 4, 'not lower'],
+    ['max_discard_seg', 4, 'not lower'],
+    ['max_write_zeroes_sectors', 4, 'not lower'],
+    ['max_write_zeroes_seg', 4, 'not lower'],
+  ] as const
+).map(([name, bytes, rule]) => [{ name, bytes, offset: VIRTIO_BLK_CONFIG[name] }, rule] as const);
 
 /** @throws VmConfigError, VmError - see `openDevice` */
 export async function openDisk(config: CheckedDisk, options: DeviceOptions): Promise<VhostUserDevice> {
@@ -46,6 +65,13 @@ async function describeDisk(
     },
     isWritable: (offset, length, accepted) =>
       offset === VIRTIO_BLK_CONFIG.writeback && length === 1 && hasFeature(accepted, VIRTIO_BLK_F_CONFIG_WCE),
+    needsState: () => false,
+    checkMove: (before, now, accepted) => {
+      if (hasFeature(features, VIRTIO_BLK_F_RO) && !hasFeature(accepted, VIRTIO_BLK_F_RO)) {
+        throw new RangeError('the disk could be written to, the back end here serves it read-only');
+      }
+      checkFields(before, now, MOVE_RULES);
+    },
   };
 }
 

@@ -48,5 +48,10 @@ function describeFs(
     ringOf: (queue) => queue,
     readConfig: async () => config,
     isWritable: () => false,
+    // Files that the guest has open.
+    needsState: () => true,
+    checkMove: (before, now) => {
+      if (!Buffer.from(before).equals(now)) throw new RangeError('the file system had another tag or number of queues');
+    },
   };
 }

@@ -35,7 +35,7 @@ import type { VhostUserFrontend } from '../../frontend/frontend.ts';
 import type { CheckedNet } from '../check-config.ts';
 import { VmConfigError } from '../errors.ts';
 import { attach, type DeviceOptions } from './attach.ts';
-import { type DeviceProfile, ringCount, withoutFeatures } from './profile.ts';
+import { checkFields, type DeviceProfile, ringCount, withoutFeatures } from './profile.ts';
 import type { VhostUserDevice } from './vhost-user-device.ts';
 
 /** These need a control queue (5.1.3.1). */
@@ -112,7 +112,27 @@ async function describeNet(
       return override(config, pairs, mac, mtu);
     },
     isWritable: () => false,
+    // What it was told by the control queue.
+    needsState: (accepted) => hasFeature(accepted, VIRTIO_NET_F_CTRL_VQ),
+    checkMove,
+    stationOf: (config, accepted) => {
+      const { mac: at } = VIRTIO_NET_CONFIG;
+      return hasFeature(accepted, VIRTIO_NET_F_MAC) ? config.slice(at, at + 6) : undefined;
+    },
   };
+}
+
+/** The address of an interface is the back end's, unless the driver set it. @throws RangeError - see DeviceProfile */
+function checkMove(before: Uint8Array, now: Uint8Array, accepted: bigint): void {
+  const at = VIRTIO_NET_CONFIG;
+  const [was, is] = [before, now].map((config) => Buffer.from(config.subarray(at.mac, at.mac + 6)).toString('hex'));
+  if (hasFeature(accepted, VIRTIO_NET_F_MAC) && !hasFeature(accepted, VIRTIO_NET_F_CTRL_MAC_ADDR) && was !== is) {
+    throw new RangeError(`mac was ${was}, the back end here has ${is}`);
+  }
+  const pairs = { name: 'max_virtqueue_pairs', offset: at.max_virtqueue_pairs, bytes: 2 } as const;
+  const mtu = { name: 'mtu', offset: at.mtu, bytes: 2 } as const;
+  const hasMtu = hasFeature(accepted, VIRTIO_NET_F_MTU);
+  checkFields(before, now, [[pairs, 'same'], ...(hasMtu ? ([[mtu, 'same']] as const) : [])]);
 }
 
 /** The pairs of the back end by its own account. @throws RangeError - not a number that it can have */

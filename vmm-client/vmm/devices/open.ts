@@ -20,14 +20,15 @@ export type DeviceDescription =
  * @throws VmError - the back end is not there, goes away, or says things that cannot be
  */
 export function openDevice(device: DeviceDescription, options: DeviceOptions): Promise<VhostUserDevice> {
+  const withLayout = { ...options, packed: device.config.packed === true };
   switch (device.kind) {
     case 'disk':
-      return openDisk(device.config, options);
+      return openDisk(device.config, withLayout);
     case 'net':
-      return openNet(device.config, options);
+      return openNet(device.config, withLayout);
     case 'fs':
-      return openFs(device.config, options);
+      return openFs(device.config, withLayout);
     case 'vsock':
-      return openVsock(device.config, options);
+      return openVsock(device.config, withLayout);
   }
 }

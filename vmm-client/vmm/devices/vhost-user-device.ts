@@ -1,31 +1,34 @@
 /**
  * A virtio device whose queues are served by a vhost-user back end. It hands the queues over when the driver is ready and
  * takes them back at a reset; in between the data path does not come by here. When the back end dies and comes back, the
- * front end hands everything over again and the queues go on where the used rings end.
- * Source: vhost-user, Starting and stopping rings, Inflight I/O tracking.
+ * front end hands everything over again and the queues go on where the used rings end. Suspended, it can go on with
+ * another back end, in another process. Source: vhost-user, Starting and stopping rings, Inflight I/O tracking, Migration.
  */
 
-import type { GuestMemory } from '../../../protocol/memory/guest-memory.ts';
-import { Notifier } from '../../../protocol/sys/notifier.ts';
-import { createEventFd, type OwnedFd } from '../../../protocol/sys/owned-fd.ts';
-import { type Watch, watchReadable } from '../../../protocol/sys/readiness.ts';
 import { PeerError } from '../../../protocol/vhost-user/errors.ts';
 import { VHOST_USER_PROTOCOL_F_CONFIG } from '../../../protocol/vhost-user/features.ts';
 import { featureMask, VHOST_USER_F_PROTOCOL_FEATURES } from '../../../protocol/virtio/reserved-features.ts';
-import { availRingBytes, descriptorTableBytes, usedRingBytes } from '../../../protocol/virtio/split-ring.ts';
+import type { DirtyRange } from '../../frontend/dirty-bitmap.ts';
 import type { VhostUserFrontend } from '../../frontend/frontend.ts';
 import type { SharedRegion } from '../../frontend/hand-over.ts';
+import type { IoMappings } from '../../frontend/io-mappings.ts';
 import type { Vring } from '../../frontend/vring.ts';
-import { type DeviceProfile, offeredFeatures } from './profile.ts';
-import type { Activation, ReadyQueue, VirtioDevice, VirtioDeviceListener } from './virtio-device.ts';
+import { VmError } from '../errors.ts';
+import { isPeersFault } from './blame.ts';
+import { type DeviceMemory, DeviceRings } from './device-rings.ts';
+import { type DeviceProfile, offeredFeatures, traitsOf } from './profile.ts';
+import {
+  checkLogged,
+  checkMovable,
+  parseVhostUserState,
+  runningState,
+  snapshotOf,
+  type VhostUserState,
+} from './vhost-user-state.ts';
+import type { Activation, DeviceState, VirtioDevice, VirtioDeviceListener } from './virtio-device.ts';
+import { whileAlive } from './while-alive.ts';
 
-/** What a device needs of the guest's RAM. User addresses of `regions` are the ones that `hostAddress` gives. */
-export interface DeviceMemory {
-  readonly memory: GuestMemory;
-  readonly regions: readonly SharedRegion[];
-  /** The address in this process of `length` bytes at a guest address; undefined where they are not in one region. */
-  hostAddress(guestAddress: number, length: number): number | undefined;
-}
+export type { DeviceMemory } from './device-rings.ts';
 
 export interface VhostUserDeviceOptions {
   readonly ram: DeviceMemory;
@@ -33,15 +36,20 @@ export interface VhostUserDeviceOptions {
   readonly log: (line: string) => void;
   /** How long a vCPU that activates or resets waits for a back end that is away, in milliseconds. Default 10,000. */
   readonly awayMs?: number;
+  /** The device is behind this IOMMU, which somebody else fills; its front end was connected with the same. */
+  readonly iommu?: IoMappings;
+  /** Whether the driver is offered packed rings. Default false: split ones are served faster. */
+  readonly packed?: boolean;
 }
 
 const DEFAULT_AWAY_MS = 10_000;
-const USED_INDEX = 2;
+const PROTOCOL_FEATURES = featureMask(VHOST_USER_F_PROTOCOL_FEATURES);
 
 export class VhostUserDevice implements VirtioDevice {
   readonly #profile: DeviceProfile;
   readonly #frontend: VhostUserFrontend;
   readonly #ram: DeviceMemory;
+  readonly #rings: DeviceRings;
   readonly #log: (line: string) => void;
   readonly #awayMs: number;
   readonly features: bigint;
@@ -49,7 +57,9 @@ export class VhostUserDevice implements VirtioDevice {
   #listener: VirtioDeviceListener | undefined;
   /** Set between the start of an activation and the end of the next reset. */
   #activation: Activation | undefined;
-  #errors: { readonly fd: OwnedFd; readonly watch: Watch } | undefined;
+  /** Whether the queues were handed over. */
+  #isRunning = false;
+  #isSuspended = false;
   #needsReset = false;
   #lost: Error | undefined;
   #closed = false;
@@ -70,7 +80,8 @@ export class VhostUserDevice implements VirtioDevice {
     this.#ram = options.ram;
     this.#log = (line) => options.log(`${profile.name}: ${line}`);
     this.#awayMs = options.awayMs ?? DEFAULT_AWAY_MS;
-    this.features = offeredFeatures(profile.features);
+    this.features = offeredFeatures(profile.features, traitsOf(options));
+    this.#rings = new DeviceRings(profile, options.ram, options.iommu, (error) => this.#fail(error));
     frontend.on('configChange', () => void this.#refresh(true));
     frontend.on('channelFault', (error) => this.#log(`its request channel was closed: ${error.message}`));
     frontend.on('disconnect', (error) => {
@@ -100,81 +111,38 @@ export class VhostUserDevice implements VirtioDevice {
     return this.#config;
   }
 
+  get isConnected(): boolean {
+    return this.#frontend.isConnected;
+  }
+
   listen(listener: VirtioDeviceListener): void {
     this.#listener = listener;
   }
 
   async activate(activation: Activation): Promise<void> {
     this.#activation = activation;
-    const { features } = activation;
-    const queues = activation.queues.filter(({ index }) => this.#profile.isServed(index));
-    const vrings = queues.map((queue) => this.#place(queue, this.#profile.ringOf(queue.index, features), activation));
-    const deadline = performance.now() + this.#awayMs;
-    for (;;) {
-      const waitMs = Math.max(0, deadline - performance.now());
-      if (!(await this.#frontend.waitUntilConnected(waitMs))) throw this.#lost ?? new PeerError('the back end is away');
-      try {
-        await this.#handOver(features, vrings);
-        return;
-      } catch (error) {
-        // A back end that died meanwhile may come back; one that refused would do so again.
-        const died = this.#frontend.isReconnecting;
-        await this.#frontend.takeBack(0);
-        if (!died || performance.now() >= deadline) throw error;
-      }
-    }
+    const vrings = this.#rings.place(activation);
+    await this.#whileAlive(
+      () => this.#handOver(activation.features, vrings),
+      () => this.#frontend.takeBack(0),
+    );
+    this.#isRunning = true;
+  }
+
+  /** @throws PeerError - the back end is away or lost. Whatever the step throws */
+  async #whileAlive<T>(step: () => Promise<T>, undo?: () => Promise<void>): Promise<T> {
+    if (this.#lost !== undefined) throw this.#lost;
+    return whileAlive(this.#frontend, this.#awayMs, step, undo);
   }
 
   async #handOver(features: bigint, vrings: readonly Vring[]): Promise<void> {
     const frontend = this.#frontend;
-    await frontend.acceptFeatures(features | featureMask(VHOST_USER_F_PROTOCOL_FEATURES));
+    await frontend.acceptFeatures(features | PROTOCOL_FEATURES);
     await frontend.setMemory(this.#ram.regions);
     if (vrings.length === 0) return;
     const numQueues = Math.max(...vrings.map(({ index }) => index)) + 1;
     await frontend.trackInflight(numQueues, Math.max(...vrings.map(({ size }) => size)));
-    this.#watchErrors();
-    const error = this.#errors?.fd;
-    for (const vring of vrings) await frontend.startVring({ ...vring, error });
-  }
-
-  /** @throws RangeError - the ring is not in RAM */
-  #place(queue: ReadyQueue, ring: number, { interrupt }: Activation): Vring {
-    const { index, size, kick } = queue;
-    const place = (what: string, address: number, length: number): number => {
-      const host = this.#ram.hostAddress(address, length);
-      if (host !== undefined) return host;
-      throw new RangeError(`queue ${index}: ${what} (${length} bytes at 0x${address.toString(16)}) is not in RAM`);
-    };
-    return {
-      index: ring,
-      size,
-      descriptorTable: place('descriptor table', queue.descriptorTable, descriptorTableBytes(size)),
-      availRing: place('available ring', queue.availRing, availRingBytes(size)),
-      usedRing: place('used ring', queue.usedRing, usedRingBytes(size)),
-      kick,
-      call: interrupt,
-      error: undefined,
-      // Where the back end keeps no in-flight region, what it had taken and not used is taken again, as with QEMU.
-      resume: () => this.#usedIndex(queue),
-      notify: () => queue.notify(),
-    };
-  }
-
-  #usedIndex({ usedRing }: ReadyQueue): number {
-    const { memory } = this.#ram;
-    if (!memory.locate(usedRing + USED_INDEX, 2)) throw new Error('a started ring is not in RAM');
-    return memory.view.getUint16(memory.offset, true);
-  }
-
-  #watchErrors(): void {
-    if (this.#errors !== undefined) return;
-    const fd = createEventFd();
-    const notifier = new Notifier(fd);
-    const watch = watchReadable(fd.fd, () => {
-      notifier.drain();
-      this.#fail(new PeerError('the back end found a broken virtqueue'));
-    });
-    this.#errors = { fd, watch };
+    for (const vring of vrings) await frontend.startVring(vring, this.#rings.startBase(vring, features));
   }
 
   async stopQueue(index: number): Promise<void> {
@@ -190,7 +158,9 @@ export class VhostUserDevice implements VirtioDevice {
   async reset(): Promise<void> {
     await this.#frontend.takeBack(this.#awayMs);
     this.#activation = undefined;
-    this.#closeErrors();
+    this.#isRunning = false;
+    this.#isSuspended = false;
+    this.#rings.close();
     this.#needsReset = false;
     // A reset changes what the driver could write.
     if (this.#frontend.isConnected) await this.#refresh(false);
@@ -208,6 +178,134 @@ export class VhostUserDevice implements VirtioDevice {
       return;
     }
     await this.#refresh(false);
+  }
+
+  async suspend(): Promise<DeviceState> {
+    const phase = this.#activation === undefined ? 'idle' : 'failed';
+    const still: VhostUserState = { phase, config: this.#config.slice(), rings: [] };
+    if (!this.#isRunning || this.#lost !== undefined) return still;
+    this.#checkMovable();
+    try {
+      const snapshot = await this.#whileAlive(() => this.#frontend.migration.suspend());
+      this.#isSuspended = true;
+      this.#rings.note(snapshot.rings);
+      return runningState(this.#config, snapshot);
+    } catch (error) {
+      throw this.#explain('it cannot be suspended', error);
+    }
+  }
+
+  async resume(): Promise<void> {
+    if (!this.#isSuspended) return;
+    try {
+      await this.#whileAlive(() => this.#frontend.migration.resume());
+    } catch (error) {
+      throw this.#explain('it does not go on', error);
+    }
+    this.#isSuspended = false;
+  }
+
+  async restore(value: DeviceState, activation: Activation | undefined): Promise<void> {
+    const state = parseVhostUserState(this.name, value);
+    if ((state.phase === 'idle') !== (activation === undefined)) {
+      const is = activation === undefined ? 'not ready' : 'ready';
+      throw new VmError(`${this.name}: it cannot go on here: its driver is ${is}, the device is ${state.phase}`);
+    }
+    try {
+      const features = activation?.features ?? this.features;
+      this.#profile.checkMove(state.config, this.#config, features);
+      await this.#writeChoices(state.config, features);
+      this.#activation = activation;
+      if (state.phase === 'running' && activation !== undefined) await this.#goOn(state, activation);
+      await this.#refresh(false);
+    } catch (error) {
+      throw this.#explain('it cannot go on here', error);
+    }
+  }
+
+  /** Lets the back end go on where another one stood. */
+  async #goOn(state: VhostUserState, activation: Activation): Promise<void> {
+    const frontend = this.#frontend;
+    const features = (activation.features | PROTOCOL_FEATURES) & frontend.capabilities.features;
+    const vrings = this.#rings.place(activation);
+    const snapshot = snapshotOf(state, features, vrings);
+    this.#rings.note(snapshot.rings);
+    await this.#whileAlive(
+      () => frontend.migration.restore(snapshot, this.#ram.regions, vrings),
+      () => frontend.takeBack(0),
+    );
+    this.#isRunning = true;
+  }
+
+  /** Writes what the driver wrote to the configuration space of the device that this one takes the place of. */
+  async #writeChoices(config: Uint8Array, features: bigint): Promise<void> {
+    for (const [offset, byte] of config.entries()) {
+      if (byte !== this.#config[offset]) await this.writeConfig(offset, Uint8Array.of(byte), features);
+    }
+  }
+
+  async startDirtyLog(): Promise<void> {
+    checkLogged(this.#profile, this.#frontend);
+    this.#checkMovable();
+    try {
+      await this.#whileAlive(() => this.#frontend.dirtyLog.start());
+    } catch (error) {
+      throw this.#explain('its dirty log cannot be had', error);
+    }
+  }
+
+  takeDirty(): readonly DirtyRange[] {
+    return this.#frontend.dirtyLog.take();
+  }
+
+  async stopDirtyLog(): Promise<void> {
+    const { dirtyLog } = this.#frontend;
+    try {
+      if (await this.#frontend.waitUntilConnected(this.#awayMs)) await dirtyLog.stop();
+    } catch (error) {
+      this.#log(`its dirty log was not ended in order: ${(error as Error).message}`);
+    } finally {
+      // One that is away does not get it when it is back.
+      dirtyLog.close();
+    }
+  }
+
+  #checkMovable(): void {
+    checkMovable(this.#profile, this.#frontend, this.#activation?.features ?? this.features);
+  }
+
+  async addMemory(region: SharedRegion): Promise<void> {
+    // Before the hand-over nobody has any; afterwards a lost back end has none.
+    if (!this.#isRunning || this.#lost !== undefined) return;
+    try {
+      await this.#whileAlive(() => this.#frontend.addMemory(region));
+    } catch (error) {
+      throw this.#explain('memory cannot be added', error);
+    }
+  }
+
+  async removeMemory(region: SharedRegion): Promise<void> {
+    try {
+      await this.#frontend.removeMemory(region);
+    } catch (error) {
+      this.#log(`memory was not taken back in order: ${(error as Error).message}`);
+    }
+  }
+
+  async announce(): Promise<void> {
+    const station = this.#profile.stationOf?.(this.#config, this.#activation?.features ?? 0n);
+    if (station === undefined || !this.#isRunning) return;
+    try {
+      if (await this.#frontend.waitUntilConnected(this.#awayMs)) await this.#frontend.announce(station);
+    } catch (error) {
+      this.#log(`the network was not told where it is: ${(error as Error).message}`);
+    }
+  }
+
+  /** What is told of a step that failed; of our mistakes the mistake itself. */
+  #explain(what: string, error: unknown): unknown {
+    if (error instanceof VmError || !isPeersFault(error)) return error;
+    return new VmError(`${this.name}: ${what}: ${error.message}`, { cause: error });
   }
 
   /** Reads the configuration space again. A change that the driver did not make is `toldOf`. */
@@ -229,7 +327,7 @@ export class VhostUserDevice implements VirtioDevice {
     this.#reconnects += 1;
     this.#log('the back end is back');
     // What the dead one used and did not tell would be waited for.
-    this.#activation?.signalInterrupt();
+    if (!this.#isSuspended) this.#activation?.signalInterrupt();
     void this.#refresh(true);
   }
 
@@ -237,12 +335,6 @@ export class VhostUserDevice implements VirtioDevice {
     if (this.#needsReset) return;
     this.#needsReset = true;
     this.#listener?.needsReset(error);
-  }
-
-  #closeErrors(): void {
-    this.#errors?.watch.close();
-    this.#errors?.fd.close();
-    this.#errors = undefined;
   }
 
   counters(): Record<string, number> {
@@ -257,7 +349,8 @@ export class VhostUserDevice implements VirtioDevice {
     this.#closed = true;
     this.#listener = undefined;
     this.#activation = undefined;
+    this.#isRunning = false;
     this.#frontend.close();
-    this.#closeErrors();
+    this.#rings.close();
   }
 }

@@ -14,7 +14,7 @@ import type { VhostUserFrontend } from '../../frontend/frontend.ts';
 import type { CheckedVsock } from '../check-config.ts';
 import { VmConfigError } from '../errors.ts';
 import { attach, type DeviceOptions } from './attach.ts';
-import { type DeviceProfile, ringCount } from './profile.ts';
+import { checkFields, type DeviceProfile, ringCount } from './profile.ts';
 import type { VhostUserDevice } from './vhost-user-device.ts';
 
 /** @throws VmConfigError, VmError - see `openDevice` */
@@ -38,6 +38,9 @@ function describeVsock(frontend: VhostUserFrontend, name: string, { cid, queue_s
     ringOf: (queue) => queue,
     readConfig: (from) => readCid(from, name, cid),
     isWritable: () => false,
+    // Connections do not go along, and the driver hears that from the back end.
+    needsState: () => true,
+    checkMove: (before, now) => checkFields(before, now, [[{ name: 'guest_cid', offset: 0, bytes: 8 }, 'same']]),
   };
 }
 

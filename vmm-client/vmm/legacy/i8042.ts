@@ -7,6 +7,7 @@
  */
 
 import type { BusDevice } from '../bus.ts';
+import { fieldsOf, integerOf } from '../state/codec.ts';
 import { readPorts, writePorts } from './byte-ports.ts';
 
 /** Offsets from port 0x60. */
@@ -16,8 +17,14 @@ const STATUS_OUTPUT_BUFFER_FULL = 0x01;
 /** Output of timer 2, which ends every loop that waits for it, and the line that toggles with each refresh of memory. */
 const SYSTEM_CONTROL_TIMER_2 = 0x20;
 const SYSTEM_CONTROL_REFRESH = 0x10;
+const SYSTEM_CONTROL_WRITABLE = 0x0f;
 /** Pulse output port: bit 0, clear, is the reset line. */
 const COMMAND_PULSE_RESET = 0xfe;
+
+/** What it remembers: the writable bits of the system control port, and the refresh line. Plain data. */
+export interface I8042State {
+  readonly systemControl: number;
+}
 
 export class I8042 implements BusDevice {
   readonly #onReset: () => void;
@@ -36,8 +43,20 @@ export class I8042 implements BusDevice {
     writePorts(offset, size, value, (at, byte) => {
       if (at === STATUS_AND_COMMAND && byte === COMMAND_PULSE_RESET) this.#onReset();
       // Gate of timer 2, speaker and the parity checks are what can be written.
-      if (at === SYSTEM_CONTROL) this.#systemControl = (this.#systemControl & SYSTEM_CONTROL_REFRESH) | (byte & 0x0f);
+      if (at === SYSTEM_CONTROL)
+        this.#systemControl = (this.#systemControl & SYSTEM_CONTROL_REFRESH) | (byte & SYSTEM_CONTROL_WRITABLE);
     });
+  }
+
+  save(): I8042State {
+    return { systemControl: this.#systemControl };
+  }
+
+  /** @throws VmError - the state is none of a keyboard controller */
+  restore(state: unknown): void {
+    const { systemControl } = fieldsOf(state, 'i8042');
+    const maximum = SYSTEM_CONTROL_REFRESH | SYSTEM_CONTROL_WRITABLE;
+    this.#systemControl = integerOf(systemControl, 'i8042: systemControl', { maximum });
   }
 
   #read(offset: number): number {

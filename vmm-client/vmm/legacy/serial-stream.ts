@@ -14,9 +14,12 @@ export class SerialOutput {
   #chunk = Buffer.allocUnsafe(CHUNK_BYTES);
   #length = 0;
   #scheduled = false;
-  /** While the stream is full. */
+  #isFull = false;
+  /** Kept when the stream is not full any more; there while somebody waits for that. */
   #drained: Promise<void> | undefined;
-  #release: () => void = () => undefined;
+  #wake: () => void = () => undefined;
+  /** Whether the guest is to wait for the stream. */
+  #restrains = true;
   #ended = false;
 
   /** The stream stays the caller's: it is not ended here, and its errors are not handled here, but end the waiting. */
@@ -40,7 +43,25 @@ export class SerialOutput {
         this.#flush();
       });
     }
+    if (!this.#isFull || !this.#restrains) return undefined;
+    this.#drained ??= new Promise((resolve) => {
+      this.#wake = resolve;
+    });
     return this.#drained;
+  }
+
+  /**
+   * Lets nobody wait, now and until `restrain`: for a guest that is being held and has to finish what it does. It has at
+   * most one access a processor, a page of bytes, to go.
+   */
+  release(): void {
+    this.#restrains = false;
+    this.#wakeAll();
+  }
+
+  /** Back pressure again, after `release`: whoever writes next waits until the stream can take more. */
+  restrain(): void {
+    this.#restrains = true;
   }
 
   /** Hands over what was collected and lets go of the stream; nobody waits any more. Idempotent. */
@@ -57,15 +78,17 @@ export class SerialOutput {
     const chunk = this.#chunk.subarray(0, this.#length);
     this.#chunk = Buffer.allocUnsafe(CHUNK_BYTES);
     this.#length = 0;
-    if (this.#stream.write(chunk) || this.#drained !== undefined) return;
-    this.#drained = new Promise((resolve) => {
-      this.#release = resolve;
-    });
+    if (!this.#stream.write(chunk)) this.#isFull = true;
+  }
+
+  #wakeAll(): void {
+    this.#drained = undefined;
+    this.#wake();
   }
 
   readonly #onDrain = (): void => {
-    this.#drained = undefined;
-    this.#release();
+    this.#isFull = false;
+    this.#wakeAll();
   };
 
   readonly #onEnd = (): void => {

@@ -20,57 +20,44 @@
 
 import type { BusDevice } from '../bus.ts';
 import { readPorts, writePorts } from './byte-ports.ts';
-import { FIFO_BYTES, SerialFifo } from './serial-fifo.ts';
-
-const RBR_THR_DLL = 0;
-const IER_DLM = 1;
-const IIR_FCR = 2;
-const LCR = 3;
-const MCR = 4;
-const LSR = 5;
-const MSR = 6;
-const SCR = 7;
-
-const IER_RDI = 0x01;
-const IER_THRI = 0x02;
-const IER_RLSI = 0x04;
-const IER_MSI = 0x08;
-const IER_MASK = 0x0f;
-
-const IIR_NO_INT = 0x01;
-const IIR_MSI = 0x00;
-const IIR_THRI = 0x02;
-const IIR_RDI = 0x04;
-const IIR_RLSI = 0x06;
-const IIR_RX_TIMEOUT = 0x0c;
-const IIR_FIFOS_ENABLED = 0xc0;
-
-const FCR_ENABLE_FIFO = 0x01;
-const FCR_CLEAR_RCVR = 0x02;
-/** Bytes, by bits 7:6 of FCR. */
-const TRIGGER_LEVELS = [1, 4, 8, 14] as const;
-
-const LCR_DLAB = 0x80;
-
-const MCR_DTR = 0x01;
-const MCR_RTS = 0x02;
-const MCR_OUT1 = 0x04;
-const MCR_OUT2 = 0x08;
-const MCR_LOOP = 0x10;
-const MCR_MASK = 0x1f;
-
-const LSR_DR = 0x01;
-const LSR_OE = 0x02;
-const LSR_THRE = 0x20;
-const LSR_TEMT = 0x40;
-
-const MSR_CTS = 0x10;
-const MSR_DSR = 0x20;
-const MSR_RI = 0x40;
-const MSR_DCD = 0x80;
-const MSR_TERI = 0x04;
-/** The other three delta bits are the lines four bits above them; the one of RI counts its trailing edge only. */
-const MSR_DELTAS = 0x0b;
+import { FIFO_BYTES, SerialFifo, WaitingBytes } from './serial-fifo.ts';
+import {
+  FCR_CLEAR_RCVR,
+  FCR_ENABLE_FIFO,
+  IER_DLM,
+  IER_MASK,
+  IER_MSI,
+  IER_RDI,
+  IER_RLSI,
+  IER_THRI,
+  IIR_FCR,
+  IIR_FIFOS_ENABLED,
+  IIR_MSI,
+  IIR_NO_INT,
+  IIR_RDI,
+  IIR_RLSI,
+  IIR_RX_TIMEOUT,
+  IIR_THRI,
+  LCR,
+  LCR_DLAB,
+  LSR,
+  LSR_DR,
+  LSR_OE,
+  LSR_TEMT,
+  LSR_THRE,
+  MCR,
+  MCR_LOOP,
+  MCR_MASK,
+  MSR,
+  MSR_DELTAS,
+  MSR_RI,
+  MSR_TERI,
+  modemLines,
+  RBR_THR_DLL,
+  SCR,
+  TRIGGER_LEVELS,
+} from './serial-registers.ts';
+import { parseSerialState, type SerialState } from './serial-state.ts';
 
 /** Bytes from the host that wait outside of the FIFO before `receive` asks for a pause. */
 const WAITING_BYTES = 4096;
@@ -87,9 +74,7 @@ export interface SerialLine {
 export class Serial implements BusDevice {
   readonly #line: SerialLine;
   readonly #fifo = new SerialFifo();
-  #waiting: Uint8Array[] = [];
-  #waitingStart = 0;
-  #waitingBytes = 0;
+  readonly #waiting = new WaitingBytes();
   #wanted: () => void = () => undefined;
   /** Whether somebody waits for `onWanted`. */
   #heldBack = false;
@@ -107,7 +92,7 @@ export class Serial implements BusDevice {
 
   constructor(line: SerialLine) {
     this.#line = line;
-    this.#modem = this.#modemLines();
+    this.#modem = modemLines(this.#mcr);
   }
 
   /**
@@ -117,11 +102,10 @@ export class Serial implements BusDevice {
   receive(bytes: Uint8Array): boolean {
     if (bytes.length > 0) {
       this.#waiting.push(bytes);
-      this.#waitingBytes += bytes.length;
       this.#fill();
       this.#update();
     }
-    this.#heldBack = this.#waitingBytes >= WAITING_BYTES;
+    this.#heldBack = this.#waiting.length >= WAITING_BYTES;
     return !this.#heldBack;
   }
 
@@ -136,10 +120,61 @@ export class Serial implements BusDevice {
     this.#scratch = 0;
     this.#overrun = false;
     this.#transmitterPending = false;
-    this.#modem = this.#modemLines();
+    this.#modem = modemLines(this.#mcr);
     this.#modemDeltas = 0;
     this.#isHigh = false;
     this.#fill();
+  }
+
+  /** Whether bytes from the host are held back until the guest has read all there are. */
+  get holdsBack(): boolean {
+    return this.#heldBack;
+  }
+
+  /** All that the guest can find out by its registers, and what waits for it. What it has sent is gone. */
+  save(): SerialState {
+    return {
+      fifo: this.#fifo.toBytes(),
+      waiting: this.#waiting.toBytes(),
+      divisor: this.#divisor,
+      ier: this.#ier,
+      fcr: this.#fcr,
+      lcr: this.#lcr,
+      mcr: this.#mcr,
+      scratch: this.#scratch,
+      modemDeltas: this.#modemDeltas,
+      overrun: this.#overrun,
+      transmitterPending: this.#transmitterPending,
+    };
+  }
+
+  /**
+   * Goes on where a port was saved. Bytes that have come for this one already are behind those that waited for that one.
+   * An interrupt line that was high is raised again: KVM may have been about to take the edge when its state was saved.
+   * So the interrupt controllers are restored before.
+   * @throws VmError - the state is none of a serial port
+   */
+  restore(state: unknown): void {
+    const restored = parseSerialState(state);
+    const { fifo, waiting } = this.save();
+    this.#fifo.clear();
+    for (const byte of restored.fifo) this.#fifo.push(byte, FIFO_BYTES);
+    this.#waiting.clear();
+    for (const bytes of [restored.waiting, fifo, waiting]) this.#waiting.push(bytes);
+    this.#heldBack ||= this.#waiting.length >= WAITING_BYTES;
+    this.#divisor = restored.divisor;
+    this.#ier = restored.ier;
+    this.#fcr = restored.fcr;
+    this.#lcr = restored.lcr;
+    this.#mcr = restored.mcr;
+    this.#scratch = restored.scratch;
+    this.#overrun = restored.overrun;
+    this.#transmitterPending = restored.transmitterPending;
+    this.#modem = modemLines(this.#mcr);
+    this.#modemDeltas = restored.modemDeltas;
+    this.#isHigh = false;
+    this.#fill();
+    this.#update();
   }
 
   /** Sets who is told that the guest has read all there was. */
@@ -234,7 +269,7 @@ export class Serial implements BusDevice {
   #writeModemControl(byte: number): void {
     this.#mcr = byte & MCR_MASK;
     const before = this.#modem;
-    this.#modem = this.#modemLines();
+    this.#modem = modemLines(this.#mcr);
     this.#modemDeltas |= ((before ^ this.#modem) >> 4) & MSR_DELTAS;
     if ((before & ~this.#modem & MSR_RI) !== 0) this.#modemDeltas |= MSR_TERI;
     this.#fill();
@@ -273,17 +308,6 @@ export class Serial implements BusDevice {
     return (this.#fcr & FCR_ENABLE_FIFO) !== 0 ? TRIGGER_LEVELS[(this.#fcr >> 6) as 0 | 1 | 2 | 3] : 1;
   }
 
-  /** A terminal that is there and ready; in loopback the outputs of the modem control register. */
-  #modemLines(): number {
-    if (!this.#loopback) return MSR_DCD | MSR_DSR | MSR_CTS;
-    return (
-      ((this.#mcr & MCR_RTS) !== 0 ? MSR_CTS : 0) |
-      ((this.#mcr & MCR_DTR) !== 0 ? MSR_DSR : 0) |
-      ((this.#mcr & MCR_OUT1) !== 0 ? MSR_RI : 0) |
-      ((this.#mcr & MCR_OUT2) !== 0 ? MSR_DCD : 0)
-    );
-  }
-
   /** The pending cause of the highest priority that is enabled, `received` data left out or not. */
   #identity(received = true): number {
     if (this.#overrun && (this.#ier & IER_RLSI) !== 0) return IIR_RLSI;
@@ -309,16 +333,10 @@ export class Serial implements BusDevice {
 
   /** What waits outside comes over the line as far as there is room; in loopback the line is cut. */
   #fill(): void {
-    while (this.#waitingBytes > 0 && !this.#loopback && this.#fifo.length < this.#capacity) {
-      const chunk = this.#waiting[0] as Uint8Array;
-      this.#fifo.push(chunk[this.#waitingStart] as number, this.#capacity);
-      this.#waitingStart += 1;
-      this.#waitingBytes -= 1;
-      if (this.#waitingStart < chunk.length) continue;
-      this.#waiting.shift();
-      this.#waitingStart = 0;
+    while (this.#waiting.length > 0 && !this.#loopback && this.#fifo.length < this.#capacity) {
+      this.#fifo.push(this.#waiting.shift() as number, this.#capacity);
     }
-    if (!this.#heldBack || this.#waitingBytes > 0) return;
+    if (!this.#heldBack || this.#waiting.length > 0) return;
     this.#heldBack = false;
     this.#wanted();
   }

@@ -1,8 +1,20 @@
 /** Feature negotiation 32 bits at a time. Source: VIRTIO 1.3, 2.2 Feature Bits, 4.2.2 MMIO Device Register Layout. */
 
+import { bigintOf, fieldsOf, flagOf, integerOf } from '../state/codec.ts';
+
 const WORD_BITS = 32n;
 /** Words of 32 bits that a mask has here; what a driver accepts beyond is not offered. */
 const WORDS = 2;
+const MAX_WORD = 0xffff_ffff;
+
+/** The registers as plain data. */
+export interface FeatureState {
+  readonly accepted: bigint;
+  /** Whether the driver accepted bits that no mask here has. */
+  readonly beyond: boolean;
+  readonly offeredSelector: number;
+  readonly acceptedSelector: number;
+}
 
 export class FeatureRegisters {
   readonly #offered: bigint;
@@ -34,7 +46,12 @@ export class FeatureRegisters {
 
   /** What the driver accepted; undefined where some of it is not offered. */
   get accepted(): bigint | undefined {
-    return this.#beyond || (this.#accepted & ~this.#offered) !== 0n ? undefined : this.#accepted;
+    return this.#beyond || this.missing !== 0n ? undefined : this.#accepted;
+  }
+
+  /** What the driver accepted and is not offered. */
+  get missing(): bigint {
+    return this.#accepted & ~this.#offered;
   }
 
   reset(): void {
@@ -42,5 +59,19 @@ export class FeatureRegisters {
     this.#beyond = false;
     this.offeredSelector = 0;
     this.acceptedSelector = 0;
+  }
+
+  save(): FeatureState {
+    const { offeredSelector, acceptedSelector } = this;
+    return { accepted: this.#accepted, beyond: this.#beyond, offeredSelector, acceptedSelector };
+  }
+
+  /** Takes over what `save` returned, elsewhere. @throws VmError - this is something else */
+  load(state: unknown, what: string): void {
+    const { accepted, beyond, offeredSelector, acceptedSelector } = fieldsOf(state, what);
+    this.#accepted = bigintOf(accepted, `${what}: accepted`);
+    this.#beyond = flagOf(beyond, `${what}: beyond`);
+    this.offeredSelector = integerOf(offeredSelector, `${what}: offeredSelector`, { maximum: MAX_WORD });
+    this.acceptedSelector = integerOf(acceptedSelector, `${what}: acceptedSelector`, { maximum: MAX_WORD });
   }
 }

@@ -5,8 +5,15 @@
  */
 
 import type { PinnedMemory } from '../../../protocol/sys/pinned.ts';
-import { VIRTIO_MMIO } from '../../../protocol/virtio/mmio.ts';
+import { VIRTIO_MMIO, VIRTIO_MMIO_MAGIC, VIRTIO_MMIO_VERSION } from '../../../protocol/virtio/mmio.ts';
 import { PAGE_BYTES } from '../layout.ts';
+
+/** Makes a page that of a place without a device: DeviceID 0, which drivers pass over. */
+export function showEmptySlot(memory: PinnedMemory): void {
+  const page = new RegisterPage(memory);
+  page.set(VIRTIO_MMIO.magic_value, VIRTIO_MMIO_MAGIC);
+  page.set(VIRTIO_MMIO.version, VIRTIO_MMIO_VERSION);
+}
 
 export class RegisterPage {
   readonly #bytes: Uint8Array;
@@ -50,5 +57,13 @@ export class RegisterPage {
     space.set(padded);
     this.set(VIRTIO_MMIO.config_generation, this.get(VIRTIO_MMIO.config_generation) + 1);
     return true;
+  }
+
+  /** Shows a configuration space as a driver has seen it elsewhere, with its generation. */
+  loadConfig(config: Uint8Array, generation: number): void {
+    const space = this.#bytes.subarray(VIRTIO_MMIO.config);
+    space.fill(0);
+    space.set(config.subarray(0, space.length));
+    this.set(VIRTIO_MMIO.config_generation, generation);
   }
 }

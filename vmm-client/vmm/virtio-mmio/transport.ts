@@ -9,7 +9,6 @@
  * look would be. Source: VIRTIO 1.3, 2.1 Device Status Field, 4.2 Virtio Over MMIO.
  */
 
-import { Notifier } from '../../../protocol/sys/notifier.ts';
 import type { OwnedFd } from '../../../protocol/sys/owned-fd.ts';
 import type { PinnedMemory } from '../../../protocol/sys/pinned.ts';
 import {
@@ -20,28 +19,30 @@ import {
   VIRTIO_STATUS_FAILED,
   VIRTIO_STATUS_FEATURES_OK,
 } from '../../../protocol/virtio/device-status.ts';
-import {
-  VIRTIO_MMIO as AT,
-  VIRTIO_MMIO_INT_CONFIG,
-  VIRTIO_MMIO_INT_VRING,
-  VIRTIO_MMIO_MAGIC,
-  VIRTIO_MMIO_VERSION,
-} from '../../../protocol/virtio/mmio.ts';
-import { hasFeature, VIRTIO_F_VERSION_1 } from '../../../protocol/virtio/reserved-features.ts';
+import { VIRTIO_MMIO as AT, VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING } from '../../../protocol/virtio/mmio.ts';
+import type { DirtyRange } from '../../frontend/dirty-bitmap.ts';
+import type { SharedRegion } from '../../frontend/hand-over.ts';
 import type { BusDevice } from '../bus.ts';
-import type { ReadyQueue, VirtioDevice } from '../devices/virtio-device.ts';
-import { FeatureRegisters } from './feature-registers.ts';
-import { QueueRegisters } from './queue-registers.ts';
-import { RegisterPage } from './register-page.ts';
+import type { Activation, DeviceState, VirtioDevice } from '../devices/virtio-device.ts';
+import { VmError } from '../errors.ts';
+import type { ObservedDevice } from '../queues/observed.ts';
+import { fieldsOf } from '../state/codec.ts';
+import { DriverRegisters, type RegisterState } from './driver-registers.ts';
+import { showEmptySlot } from './register-page.ts';
+import { Signals } from './signals.ts';
+import { Turns } from './turns.ts';
 
-/** "RING", little endian. */
-const VENDOR_ID = 0x474e_4952;
-const NO_REGION = 0xffff_ffff;
 /** Bits of Status that set themselves as the driver writes them. */
 const PLAIN_STATUS = VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER | VIRTIO_STATUS_FAILED;
 
 /** Lines that are logged of one device's driver, who can do wrong as often as it likes. */
 const MAX_COMPLAINTS = 20;
+
+/** A suspended device in memory as plain data. */
+export interface TransportState {
+  readonly registers: RegisterState;
+  readonly device: DeviceState;
+}
 
 export interface TransportOptions {
   /** The page that the guest reads; page-aligned, 4096 bytes, the caller's. */
@@ -54,37 +55,19 @@ export interface TransportOptions {
   readonly log: (line: string) => void;
 }
 
-/** One for each descriptor, on a duplicate. @throws SysError - no descriptors left */
-function openNotifiers(interrupt: OwnedFd, kicks: readonly OwnedFd[]): [Notifier, ...Notifier[]] {
-  const opened: Notifier[] = [];
-  try {
-    for (const fd of [interrupt, ...kicks]) opened.push(new Notifier(fd.duplicate()));
-    return opened as [Notifier, ...Notifier[]];
-  } catch (error) {
-    for (const notifier of opened) notifier.close();
-    throw error;
-  }
-}
-
 export class VirtioMmioTransport implements BusDevice {
   readonly #device: VirtioDevice;
-  readonly #page: RegisterPage;
+  readonly #memory: PinnedMemory;
+  readonly #registers: DriverRegisters;
   readonly #log: (line: string) => void;
-  readonly #interrupt: OwnedFd;
-  readonly #interruptNotifier: Notifier;
-  readonly #kicks: readonly OwnedFd[];
-  readonly #kickNotifiers: readonly Notifier[];
-  readonly #features: FeatureRegisters;
-  #queues: QueueRegisters[];
-  #selected = 0;
+  readonly #signals: Signals;
+  readonly #turns = new Turns();
   /** Whether `activate` was called since the last reset. */
   #activated = false;
-  /** Whether the configuration changed since the driver may have read it, and before it can be told. */
-  #changeUntold = false;
   /** Whether the device broke while it was activated. */
   #faultUntold = false;
-  /** The end of all writes so far that take their time. */
-  #tail: Promise<void> | undefined;
+  /** Whether the device is being taken away from its driver. */
+  #isLeaving = false;
   #closed = false;
   #complaints = 0;
   readonly #counts = {
@@ -107,24 +90,17 @@ export class VirtioMmioTransport implements BusDevice {
     }
     this.#device = device;
     this.#log = options.log;
-    this.#page = new RegisterPage(options.registers);
-    this.#features = new FeatureRegisters(device.features);
-    this.#queues = this.#freshQueues();
     this.#notifyExits = device.queueSizes.map(() => 0);
-    this.#interrupt = options.interrupt;
-    this.#kicks = options.kicks;
-    [this.#interruptNotifier, ...this.#kickNotifiers] = openNotifiers(options.interrupt, options.kicks);
-    this.#page.set(AT.magic_value, VIRTIO_MMIO_MAGIC);
-    this.#page.set(AT.version, VIRTIO_MMIO_VERSION);
-    this.#page.set(AT.device_id, device.deviceId);
-    this.#page.set(AT.vendor_id, VENDOR_ID);
-    for (const register of [AT.shm_len_low, AT.shm_len_high, AT.shm_base_low, AT.shm_base_high]) {
-      this.#page.set(register, NO_REGION);
+    this.#memory = options.registers;
+    this.#registers = new DriverRegisters(options.registers, device);
+    try {
+      this.#signals = new Signals(options.interrupt, options.kicks);
+    } catch (error) {
+      showEmptySlot(options.registers);
+      throw error;
     }
-    this.#page.replaceConfig(device.config);
-    this.#showSelected();
     device.listen({
-      configChanged: () => this.#configChanged(),
+      configChanged: (byDriver) => this.#configChanged(byDriver),
       needsReset: (error) => {
         this.#complain(error.message);
         this.#needsReset();
@@ -133,15 +109,12 @@ export class VirtioMmioTransport implements BusDevice {
   }
 
   read(offset: number, size: number): number {
-    return this.#page.read(offset, size);
+    return this.#registers.page.read(offset, size);
   }
 
   /** Never throws, and its promise is always kept: what a driver may not write is ignored. */
   write(offset: number, size: number, value: number): void | Promise<void> {
-    const step = () => this.#apply(offset, size, value);
-    if (this.#tail !== undefined) return this.#hold(this.#tail.then(step));
-    const pending = step();
-    return pending === undefined ? undefined : this.#hold(pending);
+    return this.#turns.run(() => this.#apply(offset, size, value));
   }
 
   /** Resets the device as the driver does by writing 0 to Status, for a reset of the whole machine. Never throws. */
@@ -149,16 +122,13 @@ export class VirtioMmioTransport implements BusDevice {
     await this.write(AT.status, 4, 0);
   }
 
-  #hold(pending: Promise<void>): Promise<void> {
-    const tail = pending.finally(() => {
-      if (this.#tail === tail) this.#tail = undefined;
-    });
-    this.#tail = tail;
-    return tail;
+  /** Does something with the device when nothing else is under way. */
+  async #inTurn<T>(step: () => Promise<T>): Promise<T> {
+    return this.#turns.run(step);
   }
 
   #apply(offset: number, size: number, value: number): void | Promise<void> {
-    if (this.#closed) return;
+    if (this.#closed || this.#isLeaving) return;
     if (offset >= AT.config) return this.#writeConfig(offset - AT.config, size, value);
     if (size !== 4 || offset % 4 !== 0) {
       this.#counts.ignored_writes += 1;
@@ -169,50 +139,33 @@ export class VirtioMmioTransport implements BusDevice {
         return this.#notified(value);
       case AT.interrupt_ack:
         this.#counts.interrupt_ack_writes += 1;
-        this.#page.set(AT.interrupt_status, this.#page.get(AT.interrupt_status) & ~(value & VIRTIO_MMIO_INT_CONFIG));
-        return;
+        return this.#registers.acknowledge(value);
       case AT.status:
         this.#counts.status_writes += 1;
         return this.#writeStatus(value);
       case AT.device_features_sel:
       case AT.driver_features_sel:
       case AT.driver_features:
-        return this.#writeFeatures(offset, value);
+        this.#counts.feature_writes += 1;
+        return this.#registers.writeFeatures(offset, value);
       case AT.queue_sel:
         this.#counts.queue_writes += 1;
-        this.#selected = value;
-        this.#showSelected();
-        return;
+        return this.#registers.select(value);
       case AT.queue_ready:
         this.#counts.queue_writes += 1;
         return this.#writeReady(value);
       default:
-        return this.#writeQueue(offset, value);
+        if (this.#registers.writeQueue(offset, value)) this.#counts.queue_writes += 1;
+        else this.#counts.ignored_writes += 1;
     }
   }
 
-  #writeFeatures(offset: number, value: number): void {
-    this.#counts.feature_writes += 1;
-    if (offset === AT.device_features_sel) this.#features.offeredSelector = value;
-    else if (offset === AT.driver_features_sel) this.#features.acceptedSelector = value;
-    else if (!this.#has(VIRTIO_STATUS_FEATURES_OK)) this.#features.accept(value);
-    this.#showSelected();
-  }
-
-  /** A queue is set up between FEATURES_OK and DRIVER_OK, while it is not ready. */
-  #writeQueue(offset: number, value: number): void {
-    const queue = this.#queues[this.#selected];
-    const mayWrite = this.#has(VIRTIO_STATUS_FEATURES_OK) && !this.#has(VIRTIO_STATUS_DRIVER_OK);
-    if (queue !== undefined && mayWrite && !queue.ready && queue.write(offset, value)) this.#counts.queue_writes += 1;
-    else this.#counts.ignored_writes += 1;
-  }
-
   #writeReady(value: number): void | Promise<void> {
-    const queue = this.#queues[this.#selected];
-    if (queue === undefined || value > 1 || !this.#has(VIRTIO_STATUS_FEATURES_OK)) return;
-    if (!this.#has(VIRTIO_STATUS_DRIVER_OK)) {
+    const queue = this.#registers.selected;
+    if (queue === undefined || value > 1 || !this.#registers.has(VIRTIO_STATUS_FEATURES_OK)) return;
+    if (!this.#registers.has(VIRTIO_STATUS_DRIVER_OK)) {
       queue.ready = value === 1;
-      this.#showSelected();
+      this.#registers.showSelected();
       return;
     }
     // From then on a queue can only be given up; starting it again takes RING_RESET, which is not offered.
@@ -220,7 +173,7 @@ export class VirtioMmioTransport implements BusDevice {
     return this.#device.stopQueue(queue.index).then(() => {
       if (this.#closed) return;
       queue.ready = false;
-      this.#showSelected();
+      this.#registers.showSelected();
     });
   }
 
@@ -230,63 +183,46 @@ export class VirtioMmioTransport implements BusDevice {
     const exits = this.#notifyExits[index];
     if (exits === undefined) return;
     this.#notifyExits[index] = exits + 1;
-    if (this.#has(VIRTIO_STATUS_DRIVER_OK) && this.#queues[index]?.ready) this.#kickNotifiers[index]?.signal();
+    const isRunning = this.#registers.has(VIRTIO_STATUS_DRIVER_OK) && this.#registers.queue(index)?.ready === true;
+    if (isRunning) this.#signals.kick(index);
   }
 
   #writeStatus(value: number): void | Promise<void> {
     if (value === 0) return this.#reset();
+    const registers = this.#registers;
     // A driver never clears a bit.
-    const added = value & ~this.#page.get(AT.status);
-    this.#setStatus(added & PLAIN_STATUS);
-    if ((added & VIRTIO_STATUS_FEATURES_OK) !== 0) this.#settleFeatures();
-    if ((added & VIRTIO_STATUS_DRIVER_OK) !== 0 && this.#has(VIRTIO_STATUS_FEATURES_OK)) return this.#activate();
-  }
-
-  #settleFeatures(): void {
-    const { accepted } = this.#features;
-    if (accepted !== undefined && hasFeature(accepted, VIRTIO_F_VERSION_1)) {
-      this.#setStatus(VIRTIO_STATUS_FEATURES_OK);
-      return;
+    const added = value & ~registers.page.get(AT.status);
+    registers.setStatus(added & PLAIN_STATUS);
+    if ((added & VIRTIO_STATUS_FEATURES_OK) !== 0) {
+      const complaint = registers.featureComplaint;
+      if (complaint === undefined) registers.setStatus(VIRTIO_STATUS_FEATURES_OK);
+      else this.#complain(`the driver's features are refused: ${complaint}`);
     }
-    const why = accepted === undefined ? 'some that are not offered' : 'all without VERSION_1';
-    this.#complain(`the driver's features are refused: ${why}`);
+    if ((added & VIRTIO_STATUS_DRIVER_OK) !== 0 && registers.has(VIRTIO_STATUS_FEATURES_OK)) return this.#activate();
   }
 
   async #activate(): Promise<void> {
     this.#counts.activations += 1;
     this.#activated = true;
     // The back end may use a buffer before the last ring is handed over.
-    this.#page.set(AT.interrupt_status, this.#page.get(AT.interrupt_status) | VIRTIO_MMIO_INT_VRING);
+    this.#registers.raise(VIRTIO_MMIO_INT_VRING);
     try {
-      await this.#device.activate({
-        features: this.#features.accepted ?? 0n,
-        queues: this.#readyQueues(),
-        interrupt: this.#interrupt,
-        signalInterrupt: () => this.#interruptNotifier.signal(),
-      });
+      await this.#device.activate(this.#activation());
       if (this.#closed) return;
-      this.#setStatus(VIRTIO_STATUS_DRIVER_OK);
+      this.#registers.setStatus(VIRTIO_STATUS_DRIVER_OK);
       if (this.#faultUntold) this.#needsReset();
-      else if (this.#changeUntold) this.#raiseConfig();
+      else if (this.#registers.changeUntold) this.#raiseConfig();
     } catch (error) {
       if (this.#closed) return;
       this.#complain(`the queues cannot be started: ${(error as Error).message}`);
-      this.#setStatus(VIRTIO_STATUS_DRIVER_OK);
+      this.#registers.setStatus(VIRTIO_STATUS_DRIVER_OK);
       this.#needsReset();
     }
   }
 
-  /** @throws RangeError - one of them can be none */
-  #readyQueues(): ReadyQueue[] {
-    return this.#queues
-      .filter(({ ready }) => ready)
-      .map((queue) => {
-        queue.check();
-        const { index, size, descriptorTable, availRing, usedRing } = queue;
-        const kick = this.#kicks[index] as OwnedFd;
-        const notify = () => this.#kickNotifiers[index]?.signal();
-        return { index, size, descriptorTable, availRing, usedRing, kick, notify };
-      });
+  /** @throws RangeError - a queue that is ready can be none */
+  #activation(): Activation {
+    return this.#signals.activation(this.#registers.accepted ?? 0n, this.#registers.readyQueues());
   }
 
   #reset(): void | Promise<void> {
@@ -303,55 +239,130 @@ export class VirtioMmioTransport implements BusDevice {
 
   #clear(): void {
     this.#activated = false;
-    this.#changeUntold = false;
     this.#faultUntold = false;
-    this.#features.reset();
-    this.#queues = this.#freshQueues();
-    this.#selected = 0;
-    this.#page.set(AT.interrupt_status, 0);
-    this.#page.set(AT.status, 0);
-    this.#page.replaceConfig(this.#device.config);
-    this.#showSelected();
-  }
-
-  #freshQueues(): QueueRegisters[] {
-    return this.#device.queueSizes.map((size, index) => new QueueRegisters(index, size));
+    this.#registers.clear();
   }
 
   #writeConfig(offset: number, size: number, value: number): void | Promise<void> {
     const { config } = this.#device;
     // Before the features are settled nobody knows what a driver may write.
-    if (offset + size > config.length || size > 4 || !this.#has(VIRTIO_STATUS_FEATURES_OK)) {
+    if (offset + size > config.length || size > 4 || !this.#registers.has(VIRTIO_STATUS_FEATURES_OK)) {
       this.#counts.ignored_writes += 1;
       return;
     }
     this.#counts.config_writes += 1;
     const bytes = Uint8Array.from({ length: size }, (_, i) => (value >>> (8 * i)) & 0xff);
-    return this.#device.writeConfig(offset, bytes, this.#features.accepted ?? 0n).then(() => {
-      if (!this.#closed) this.#page.replaceConfig(this.#device.config);
+    return this.#device.writeConfig(offset, bytes, this.#registers.accepted ?? 0n).then(() => {
+      if (!this.#closed) this.#registers.page.replaceConfig(this.#device.config);
     });
   }
 
-  #configChanged(): void {
-    if (this.#closed || !this.#page.replaceConfig(this.#device.config)) return;
-    if (this.#has(VIRTIO_STATUS_DRIVER_OK)) this.#raiseConfig();
-    else this.#changeUntold = this.#has(VIRTIO_STATUS_DRIVER);
+  /** `byDriver`: it asked for the change and is not told. */
+  #configChanged(byDriver = false): void {
+    if (this.#closed || !this.#registers.page.replaceConfig(this.#device.config) || byDriver) return;
+    if (this.#registers.has(VIRTIO_STATUS_DRIVER_OK)) this.#raiseConfig();
+    else this.#registers.changeUntold = this.#registers.has(VIRTIO_STATUS_DRIVER);
   }
 
   #needsReset(): void {
     if (this.#closed) return;
-    if (!this.#has(VIRTIO_STATUS_DRIVER_OK)) {
+    if (!this.#registers.has(VIRTIO_STATUS_DRIVER_OK)) {
       // A driver that is not there yet learns it when it is.
       this.#faultUntold = this.#activated;
       return;
     }
-    this.#setStatus(VIRTIO_STATUS_DEVICE_NEEDS_RESET);
+    this.#registers.setStatus(VIRTIO_STATUS_DEVICE_NEEDS_RESET);
     this.#raiseConfig();
   }
 
   #raiseConfig(): void {
-    this.#page.set(AT.interrupt_status, this.#page.get(AT.interrupt_status) | VIRTIO_MMIO_INT_CONFIG);
-    this.#interruptNotifier.signal();
+    this.#registers.raise(VIRTIO_MMIO_INT_CONFIG);
+    this.#signals.interrupt();
+  }
+
+  /**
+   * Stops the device where it is, when what the driver wrote last is done. Nothing touches guest memory afterwards, and no
+   * vCPU runs. What follows is `resume`, `reset` or `close`.
+   * @throws VmError - it cannot be suspended; it runs on
+   */
+  suspend(): Promise<TransportState> {
+    return this.#inTurn(async () => {
+      const device = await this.#device.suspend();
+      return { registers: this.#registers.save(), device };
+    });
+  }
+
+  /** Goes on after `suspend`. Never throws: a device that does not go on needs a reset. */
+  resume(): Promise<void> {
+    return this.#inTurn(async () => {
+      try {
+        await this.#device.resume();
+      } catch (error) {
+        this.#complain((error as Error).message);
+        this.#needsReset();
+      }
+    });
+  }
+
+  /**
+   * Goes on where another transport was suspended, with a driver that noticed nothing: it is interrupted once, and its
+   * queues are looked at once. Nobody has touched the device here.
+   * @throws VmError - `state` is none, or the device here is not like that one; it is to be closed
+   */
+  restore(state: unknown): Promise<void> {
+    return this.#inTurn(async () => {
+      const what = `state of ${this.#device.name}`;
+      const { registers, device } = fieldsOf(state, what);
+      this.#registers.load(registers, what);
+      this.#activated = this.#registers.has(VIRTIO_STATUS_DRIVER_OK);
+      const activation = this.#restoredActivation(what);
+      await this.#device.restore(device, activation);
+      this.#configChanged();
+      if (!this.#activated) return;
+      this.#registers.raise(VIRTIO_MMIO_INT_VRING);
+      for (const queue of activation?.queues ?? []) queue.notify();
+      this.#signals.interrupt();
+    });
+  }
+
+  /** Undefined also where the driver was told that its queues can be none. */
+  #restoredActivation(what: string): Activation | undefined {
+    if (!this.#activated) return undefined;
+    try {
+      return this.#activation();
+    } catch (error) {
+      if (this.#registers.has(VIRTIO_STATUS_DEVICE_NEEDS_RESET)) return undefined;
+      throw new VmError(`${what}: ${(error as Error).message}`, { cause: error });
+    }
+  }
+
+  /** From now on what the device writes to is noted. @throws VmError - the device cannot do that */
+  startDirtyLog(): Promise<void> {
+    return this.#inTurn(() => this.#device.startDirtyLog());
+  }
+
+  takeDirty(): readonly DirtyRange[] {
+    return this.#device.takeDirty();
+  }
+
+  /** Never throws. */
+  stopDirtyLog(): Promise<void> {
+    return this.#inTurn(() => this.#device.stopDirtyLog());
+  }
+
+  /** Tells the outside world that the device is here now. Never throws. */
+  announce(): Promise<void> {
+    return this.#inTurn(async () => this.#device.announce?.());
+  }
+
+  /** @throws VmError - the device cannot have it */
+  addMemory(region: SharedRegion): Promise<void> {
+    return this.#inTurn(() => this.#device.addMemory(region));
+  }
+
+  /** Never throws. */
+  removeMemory(region: SharedRegion): Promise<void> {
+    return this.#inTurn(() => this.#device.removeMemory(region));
   }
 
   #complain(line: string): void {
@@ -361,20 +372,19 @@ export class VirtioMmioTransport implements BusDevice {
     this.#log(`${this.#device.name}: ${line}${last}`);
   }
 
-  #has(bit: number): boolean {
-    return (this.#page.get(AT.status) & bit) !== 0;
-  }
-
-  #setStatus(bits: number): void {
-    this.#page.set(AT.status, this.#page.get(AT.status) | bits);
-  }
-
-  /** Registers that say something of what was selected. */
-  #showSelected(): void {
-    const queue = this.#queues[this.#selected];
-    this.#page.set(AT.device_features, this.#features.offeredWord);
-    this.#page.set(AT.queue_num_max, queue?.maxSize ?? 0);
-    this.#page.set(AT.queue_ready, queue?.ready === true ? 1 : 0);
+  /** What can be seen of the device and its queues at this moment, for those who watch. */
+  observe(): ObservedDevice {
+    const isRunning = this.#activated && this.#registers.has(VIRTIO_STATUS_DRIVER_OK);
+    return {
+      deviceId: this.#device.deviceId,
+      status: this.#registers.page.get(AT.status),
+      features: this.#registers.accepted ?? 0n,
+      activations: this.#counts.activations,
+      queues: this.#registers.queues.map(({ index, size, maxSize, ready, availRing, usedRing }) => {
+        return { index, size: size === 0 ? maxSize : size, started: isRunning && ready, availRing, usedRing };
+      }),
+      backendConnected: this.#device.isConnected,
+    };
   }
 
   /** Register writes by kind, notifications that left the guest by queue, and what the device counts. */
@@ -383,12 +393,24 @@ export class VirtioMmioTransport implements BusDevice {
     return { ...this.#counts, ...Object.fromEntries(byQueue), ...this.#device.counters() };
   }
 
-  /** Ends transport and device. No vCPU runs any more. Idempotent. */
+  /**
+   * Takes the device away from a driver that may be using it: vCPUs may run, what they write is ignored from now on. Ends
+   * in `close`, when nothing of the device touches guest memory. Never throws.
+   */
+  async unplug(): Promise<void> {
+    this.#isLeaving = true;
+    await this.#inTurn(async () => {
+      if (this.#activated && !this.#closed) await this.#device.reset();
+      this.close();
+    });
+  }
+
+  /** Ends transport and device; its place is empty then. No vCPU runs any more. Idempotent. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
     this.#device.close();
-    this.#interruptNotifier.close();
-    for (const notifier of this.#kickNotifiers) notifier.close();
+    this.#signals.close();
+    showEmptySlot(this.#memory);
   }
 }

@@ -163,6 +163,8 @@ static void exercise_disk(u32 n) {
 
   u8 *buffers[2] = {allocate(MOST_BYTES), allocate_high(MOST_BYTES)};
   report(disk.name, "high", (u64)buffers[1] >= 0x100000000);
+  report_hex(disk.name, "buffer", (u64)buffers[1]);
+  report_hex(disk.name, "ring", (u64)disk.queues[0].descriptors);
   u64 start = number_parameter("start", 0);
   if ((disk.device.features & BLK_RO) == 0) {
     exercise(&disk, start, number_parameter("kb", 1024) * 2, number_parameter("seed", 1), buffers);

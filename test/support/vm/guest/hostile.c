@@ -144,7 +144,7 @@ static void resets(void) {
 
 /* Addresses and ports that nobody has. */
 static void nobody(void) {
-  static const u64 addresses[] = {0xc0000000, 0xcffffffc, 0xd0100000, 0xe0000000, 0xfed00000, 0xfffffff8};
+  static const u64 addresses[] = {0xc0000000, 0xcffffffc, 0xd0013000, 0xd0101000, 0xe0000000, 0xfed00000, 0xfffffff8};
   for (u32 i = 0; i < sizeof addresses / sizeof addresses[0]; i++) {
     volatile u32 *at = reach(addresses[i]);
     *at = 0;

@@ -3,6 +3,8 @@
 #ifndef JOBS_H
 #define JOBS_H
 
+#include "platform.h"
+
 void job_info(void);
 void job_memory(void);
 void job_cpus(void);
@@ -13,5 +15,23 @@ void job_net(void);
 void job_fs(void);
 void job_vsock(void);
 void job_hostile(void);
+void job_mem(void);
+void job_pattern(void);
+_Noreturn void job_dirty(void);
+void job_hotplug(void);
+
+/* The network and the sockets as job=pattern uses them, on another processor: nothing of this is reported. */
+bool open_net(void);
+bool resolve_peer(void);
+/* Whether the peer answers, at the latest when asked 20 times. */
+bool ping_peer(u32 sequence, u32 size, u64 *resent, u64 *mismatches);
+
+struct talks {
+  u64 begun, complete, resets, mismatches;
+};
+/* For connections that a reset of the transport may end. */
+bool open_moving_vsock(void);
+/* One connection on which so many bytes go there and come back. False when it ends early, but for a reset. */
+bool talk(u32 total, struct talks *talks);
 
 #endif

@@ -108,6 +108,21 @@ static const u8 *find_table(const char *signature) {
   return NULL;
 }
 
+/* The nodes of a virtual I/O topology: ACPI 6.5, 5.2, Virtual I/O Translation Table. */
+static void report_viot(const u8 *table) {
+  report_table(table);
+  const u8 *node = table + *(const u16 *)(table + 38);
+  for (u32 left = *(const u16 *)(table + 36); left > 0; left--, node += *(const u16 *)(node + 2)) {
+    print("acpi.viot=");
+    print_number(node[0]);
+    print(",");
+    print_number(*(const u32 *)(node + 4));
+    print(",");
+    print_hex(*(const u64 *)(node + 8));
+    print("\n");
+  }
+}
+
 void report_acpi(void) {
   find_pointer();
   report_hex("acpi", "rsdp", rsdp);
@@ -124,6 +139,8 @@ void report_acpi(void) {
     report_hex("acpi", "sleep_control", *(const u64 *)(table + 248));
     report_table(table_at(*(const u64 *)(table + 140)));
   }
+  table = find_table("VIOT");
+  if (table != NULL) report_viot(table);
   table = find_table("APIC");
   if (table == NULL) return;
   report_table(table);

@@ -7,6 +7,7 @@
  */
 
 #include "blk.h"
+#include "iommu.h"
 #include "jobs.h"
 #include "machine.h"
 #include "platform.h"
@@ -147,6 +148,11 @@ static const struct {
     {"load", job_load},     {"bench", job_bench},   {"smp", job_smp},       {"net", job_net},
     {"fs", job_fs},         {"vsock", job_vsock},   {"hostile", job_hostile},
     {"cpus", job_cpus},     {"race", job_race},     {"exits", job_exits},
+    {"iommu", job_iommu},
+    {"pattern", job_pattern},
+    {"dirty", job_dirty},
+    {"hotplug", job_hotplug},
+    {"mem", job_mem},
 };
 
 static void run_job(const char *name) {

@@ -126,7 +126,7 @@ static void release(u32 n) {
   publish_and_kick(&receive);
 }
 
-static bool resolve_peer(void) {
+bool resolve_peer(void) {
   for (u32 attempt = 0; attempt < 10; attempt++) {
     if (!send_arp(1, NULL, peer)) return false;
     const u8 *at;
@@ -170,16 +170,16 @@ static bool await_answer(u32 sequence, u32 size, u64 *mismatches) {
   return false;
 }
 
-void job_net(void) {
+bool open_net(void) {
   if (!find_device(DEVICE_NET, 0, &device)) {
     print("error=no network\n");
-    return;
+    return false;
   }
   u64 wanted = NET_MTU | NET_MAC | NET_STATUS | NET_MRG_RXBUF;
   if (!negotiate(&device, wanted) || !set_up_queue(&receive, &device, 0, 64, true) ||
       !set_up_queue(&transmit, &device, 1, 64, false)) {
     print("error=network set-up\n");
-    return;
+    return false;
   }
   receive_buffers = allocate_high(RECEIVE_BUFFERS * BUFFER);
   packet = allocate(2 * BUFFER);
@@ -187,12 +187,27 @@ void job_net(void) {
   set_driver_ok(&device);
   publish(&receive);
   kick(&receive);
-  u8 vector = fresh_vector();
-  route_interrupt(interrupt_of(&device), vector);
   copy_bytes(mac, "\x52\x54\x00\x72\x73\x01", 6);
   if ((device.features & NET_MAC) != 0) {
     for (u32 i = 0; i < 6; i++) mac[i] = *(volatile u8 *)(device.base + REGISTER_CONFIG + i);
   }
+  parse_address("ip", "10.7.0.2", address);
+  parse_address("peer", "10.7.0.1", peer);
+  return true;
+}
+
+bool ping_peer(u32 sequence, u32 size, u64 *resent, u64 *mismatches) {
+  for (u32 attempt = 0; attempt < 20; attempt++) {
+    if (send_ping(sequence, size) && await_answer(sequence, size, mismatches)) return true;
+    (*resent)++;
+  }
+  return false;
+}
+
+void job_net(void) {
+  if (!open_net()) return;
+  u8 vector = fresh_vector();
+  route_interrupt(interrupt_of(&device), vector);
   u64 number = 0;
   for (u32 i = 0; i < 6; i++) number = number << 8 | mac[i];
   report_hex("net", "mac", number);
@@ -200,8 +215,6 @@ void job_net(void) {
     report("net", "link", *(volatile u16 *)(device.base + REGISTER_CONFIG + 6) & 1);
   }
   if ((device.features & NET_MTU) != 0) report("net", "mtu", *(volatile u16 *)(device.base + REGISTER_CONFIG + 10));
-  parse_address("ip", "10.7.0.2", address);
-  parse_address("peer", "10.7.0.1", peer);
   if (!resolve_peer()) {
     print("net.error=no answer to ARP\n");
     return;
@@ -211,13 +224,8 @@ void job_net(void) {
   u64 mismatches = 0, resent = 0;
   for (u32 sequence = 0; sequence < count; sequence++) {
     if (count >= 16 && sequence % (count / 16) == 0) report("net", "progress", sequence);
-    bool answered = false;
-    for (u32 attempt = 0; !answered && attempt < 20; attempt++) {
-      resent += attempt > 0;
-      answered = send_ping(sequence, size) && await_answer(sequence, size, &mismatches);
-    }
-    answers += answered;
-    if (!answered) break;
+    if (!ping_peer(sequence, size, &resent, &mismatches)) break;
+    answers++;
   }
   report("net", "interrupt", interrupt_pending(vector));
   report("net", "answers", answers);

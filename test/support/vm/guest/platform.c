@@ -219,8 +219,10 @@ void *allocate_high(u64 bytes) {
   for (u32 i = 0; high_heap == 0 && i < memory_map_entries; i++) {
     struct memory_range *range = &memory_map[i];
     if (range->type != 1 || range->start < FOUR_GIB) continue;
-    // A page away from the edge, which the memory job writes to.
-    high_heap = range->start + 4096;
+    // A page away from the edge, which the memory job writes to; high=ADDRESS is where it is to be.
+    u64 from = number_parameter("high", range->start);
+    high_heap = from < range->start || from >= range->start + range->length ? range->start : from;
+    high_heap += 4096;
     high_heap_end = range->start + range->length - 4096;
   }
   bytes = (bytes + 4095) & ~4095ull;

@@ -1,5 +1,6 @@
 /* virtio-mmio transports and split queues, as a driver has them. See virtio.h. */
 
+#include "iommu.h"
 #include "virtio.h"
 
 #define USED_NO_NOTIFY 1
@@ -84,6 +85,7 @@ bool negotiate(struct device *device, u64 wanted) {
   reset_device(device);
   write_register(device, REGISTER_STATUS, STATUS_ACKNOWLEDGE);
   write_register(device, REGISTER_STATUS, STATUS_ACKNOWLEDGE | STATUS_DRIVER);
+  wanted |= put_behind_iommu(device);
   device->features = offered_features(device) & (wanted | FEATURE_VERSION_1);
   write_register(device, REGISTER_DRIVER_FEATURES_SEL, 0);
   write_register(device, REGISTER_DRIVER_FEATURES, (u32)device->features);

@@ -45,6 +45,9 @@ static struct packet *packet;
 static u64 cid;
 static u32 port, own_port;
 static u32 sent, received, peer_allocation, peer_forwarded, mismatches;
+/* Whether events are looked for while packets are, and how many came. */
+static bool is_watching;
+static u32 resets;
 
 static u8 pattern(u32 at) { return (u8)(at * 7 + (at >> 8) + own_port); }
 
@@ -71,11 +74,31 @@ static void post(struct queue *queue, u8 *buffers, u32 n, u32 bytes) {
   offer(queue, (u16)n);
 }
 
+/* Whether the transport was reset: connections are gone, and the CID may be another one. */
+static bool was_reset(void) {
+  u32 head, used;
+  if (!is_watching || !take_used(&events, &head, &used)) return false;
+  post(&events, event_buffers, head, 8);
+  publish_and_kick(&events);
+  cid = read_config64(&device, 0);
+  resets++;
+  return true;
+}
+
+static bool await_packet(u32 *head, u32 *used) {
+  for (u64 start = ticks(); ticks() - start < 30 * second();) {
+    if (take_used(&receive, head, used)) return true;
+    if (was_reset()) return false;
+    relax();
+  }
+  return false;
+}
+
 /* Takes the next packet for our connection and gives its buffer back. Returns its operation, 0 when none comes. */
 static u16 next_packet(void) {
   u32 head, used;
   for (;;) {
-    if (!await_used(&receive, &head, &used, 30) || head >= RECEIVE_BUFFERS || used < HEADER) return 0;
+    if (!await_packet(&head, &used) || head >= RECEIVE_BUFFERS || used < HEADER) return 0;
     const struct packet *got = (const struct packet *)(receive_buffers + (u64)head * BUFFER);
     bool ours = got->from_cid == HOST_CID && got->to_cid == cid && got->from_port == port &&
                 got->to_port == own_port && got->length == used - HEADER;
@@ -108,7 +131,7 @@ static u16 exchange(u32 total) {
   sent = received = 0;
   if (!send(OP_REQUEST, 0, 0)) return 0;
   u16 operation = next_packet();
-  report("vsock", "answer", operation);
+  if (!is_watching) report("vsock", "answer", operation);
   if (operation != OP_RESPONSE) return operation;
   while (received < total) {
     send_what_fits(total);
@@ -122,15 +145,15 @@ static u16 exchange(u32 total) {
   return operation;
 }
 
-void job_vsock(void) {
+static bool open_vsock(void) {
   if (!find_device(DEVICE_VSOCK, 0, &device)) {
     print("error=no socket device\n");
-    return;
+    return false;
   }
   if (!negotiate(&device, 0) || !set_up_queue(&receive, &device, 0, RECEIVE_BUFFERS, true) ||
       !set_up_queue(&transmit, &device, 1, 16, false) || !set_up_queue(&events, &device, 2, EVENT_BUFFERS, false)) {
     print("error=socket device set-up\n");
-    return;
+    return false;
   }
   set_driver_ok(&device);
   cid = read_config64(&device, 0);
@@ -145,6 +168,30 @@ void job_vsock(void) {
   publish_and_kick(&events);
 
   port = (u32)number_parameter("port", 5000);
+  return true;
+}
+
+bool open_moving_vsock(void) {
+  is_watching = true;
+  return open_vsock();
+}
+
+bool talk(u32 total, struct talks *talks) {
+  u32 resets_before = resets;
+  own_port = OWN_PORT + ++talks->begun % 1000;
+  u16 end = exchange(total);
+  // Who lost the connection may say so before it says why.
+  for (u64 start = ticks(); received != total && resets == resets_before && ticks() - start < 20 * second();) was_reset();
+  talks->resets = resets;
+  talks->mismatches = mismatches;
+  if (resets != resets_before) return true;
+  talks->complete += received == total;
+  // Nobody reset anything, and the connection did not come to its end.
+  return end == OP_RST && received == total;
+}
+
+void job_vsock(void) {
+  if (!open_vsock()) return;
   u32 total = (u32)number_parameter("bytes", 100000);
   u32 rounds = (u32)number_parameter("rounds", 1);
   for (u32 round = 1; round <= rounds; round++) {

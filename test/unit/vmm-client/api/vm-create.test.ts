@@ -1,28 +1,10 @@
 import type { FastifyInstance } from 'fastify';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createApp } from '../../../../vmm-client/api/app.ts';
-import type { VmmControl } from '../../../../vmm-client/api/vmm-control.ts';
-import type { VmConfig } from '../../../../vmm-client/vmm/config.ts';
+import { FakeControl } from '../../../support/vm/fake-control.ts';
 
-const created: VmConfig[] = [];
-const unused = async (): Promise<never> => {
-  throw new Error('not to be called');
-};
-const control: VmmControl = {
-  ping: () => ({ build_version: 'b', version: 'v', pid: 1, features: [] }),
-  create: async (config) => {
-    created.push(config);
-  },
-  boot: unused,
-  info: unused,
-  counters: unused,
-  pause: unused,
-  resume: unused,
-  shutdown: unused,
-  reboot: unused,
-  delete: unused,
-  shutdownVmm: unused,
-};
+const control = new FakeControl();
+const created = control.configs;
 const log = { info: () => undefined, error: () => undefined };
 
 const payload = { kernel: '/boot/vmlinux' };
@@ -174,7 +156,19 @@ const refused: readonly (readonly [sentence: string, body: unknown])[] = [
     { payload, memory: { size: 1 << 26, shared: false } },
   ],
   ['memory.shared: "on" is not true or false', { payload, memory: { size: 1 << 26, shared: 'on' } }],
-  ['memory.hotplug_size: memory is not hotplugged', { payload, memory: { size: 1 << 26, hotplug_size: 1 << 30 } }],
+  ['memory.hotplug_size: -1 is below the minimum of 0', { payload, memory: { size: 1 << 26, hotplug_size: -1 } }],
+  [
+    'memory.hotplug_size: 1048576 is not a multiple of 2097152 bytes',
+    { payload, memory: { size: 1 << 26, hotplug_size: 1 << 20 } },
+  ],
+  [
+    'memory.hotplugged_size: 2097152 is above the maximum of 0',
+    { payload, memory: { size: 1 << 26, hotplugged_size: 1 << 21 } },
+  ],
+  [
+    'memory.hotplug_method: memory is added by virtio-mem',
+    { payload, memory: { size: 1 << 26, hotplug_method: 'Dimm' } },
+  ],
   ['memory.zones: memory has no zones', { payload, memory: { size: 1 << 26, zones: [{ id: 'a', size: 1 }] } }],
   ['memory.prefault: memory is not faulted in beforehand', { payload, memory: { size: 1 << 26, prefault: true } }],
   ['disks: an object is not a list or null', { payload, disks: { path: '/d' } }],
@@ -187,7 +181,8 @@ const refused: readonly (readonly [sentence: string, body: unknown])[] = [
   ['disks[0].queue_size: 70000 is above the maximum of 32768', { payload, disks: [{ path: '/d', queue_size: 70000 }] }],
   ['disks[0].queue_size: 48 is not a power of two', { payload, disks: [{ path: '/d', queue_size: 48 }] }],
   ['disks[0].num_queues: null is not a whole number', { payload, disks: [{ path: '/d', num_queues: null }] }],
-  ['disks[0].iommu: there is no IOMMU for devices', { payload, disks: [{ path: '/d', iommu: true }] }],
+  ['disks[0].iommu: "on" is not true or false', { payload, disks: [{ path: '/d', iommu: 'on' }] }],
+  ['console.iommu: it is not behind an IOMMU', { payload, console: { mode: 'Off', iommu: true } }],
   [
     'disks[0].rate_limiter_config: rates are not limited here',
     { payload, disks: [{ path: '/d', rate_limiter_config: { ops: { size: 1, refill_time: 1 } } }] },
@@ -297,6 +292,20 @@ describe.each([true, false])('vm.create, schemas compiled beforehand: %s', (comp
     expect(response.json()).toEqual([`vm.create: memory.size: "${'x'.repeat(63)}... is not a whole number`]);
   });
 
+  it('takes memory to be added and devices behind the IOMMU', async () => {
+    created.length = 0;
+    const memory = { size: 1 << 30, hotplug_size: 2 ** 32, hotplugged_size: 1 << 21, hotplug_method: 'VirtioMem' };
+
+    const response = await create(
+      JSON.stringify({ payload, memory, disks: [{ path: '/d', iommu: true }], vsock: null }),
+    );
+
+    expect(response.statusCode).toBe(204);
+    expect(created).toMatchObject([
+      { memory: { hotplug_size: 2 ** 32, hotplugged_size: 1 << 21 }, disks: [{ iommu: true }] },
+    ]);
+  });
+
   it('takes the fields that say none and drops them', async () => {
     created.length = 0;
 
@@ -307,7 +316,7 @@ describe.each([true, false])('vm.create, schemas compiled beforehand: %s', (comp
     expect(created).toEqual([
       {
         cpus: { boot_vcpus: 2, max_vcpus: 2, hide: [] },
-        memory: { size: 1 << 30, shared: true, hugepages: false },
+        memory: { size: 1 << 30, shared: true, hugepages: false, hotplug_size: 0, hotplugged_size: 0 },
         payload: { kernel: '/boot/vmlinux', cmdline: 'console=ttyS0' },
         disks: [
           {
@@ -317,6 +326,7 @@ describe.each([true, false])('vm.create, schemas compiled beforehand: %s', (comp
             direct: true,
             num_queues: 2,
             queue_size: 256,
+            iommu: false,
             vhost_user: false,
           },
         ],
@@ -326,6 +336,7 @@ describe.each([true, false])('vm.create, schemas compiled beforehand: %s', (comp
             mac: '2e:89:a8:e4:bf:49',
             num_queues: 2,
             queue_size: 256,
+            iommu: false,
             vhost_user: true,
             vhost_socket: '/net',
           },
@@ -346,6 +357,6 @@ describe.each([true, false])('vm.create, schemas compiled beforehand: %s', (comp
     );
 
     expect(response.statusCode).toBe(204);
-    expect(created[0]?.disks?.[0]).toMatchObject({ path: '/d', readonly: true });
+    expect(created).toMatchObject([{ disks: [{ path: '/d', readonly: true }] }]);
   });
 });

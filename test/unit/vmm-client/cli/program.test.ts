@@ -61,6 +61,24 @@ describe('the command line', () => {
     [['vm', 'run', '--kernel', 'k', '--disk', 'path=a', 'path=b,direct=x'], "direct: 'x' is neither on (true) nor"],
     [['vm', 'run', '--kernel', 'k', '--serial', 'pty'], "'pty' is none of tty, off, null and file=<path>"],
     [['vm', 'run', '--kernel', 'k', '--console', 'tty'], "'tty' is not possible; possible is off, null"],
+    [['ctl', 'ping'], "required option '--api-socket <path>' not specified"],
+    [['ctl', '--api-socket', SOCKET, 'add-disk'], "missing required argument 'fields'"],
+    [['ctl', '--api-socket', SOCKET, 'add-disk', 'colour=red'], "there is no field 'colour'; there are path, socket,"],
+    [['ctl', '--api-socket', SOCKET, 'add-fs', 'socket=s'], "the field 'tag' is missing"],
+    [['ctl', '--api-socket', SOCKET, 'add-vsock', 'cid=3'], "the field 'socket' is missing"],
+    [['ctl', '--api-socket', SOCKET, 'remove-device'], "missing required argument 'id'"],
+    [['ctl', '--api-socket', SOCKET, 'resize'], "required option '--memory <bytes>' not specified"],
+    [['ctl', '--api-socket', SOCKET, 'resize', '--memory', '2X'], "'2X' is not a size in bytes such as"],
+    [['ctl', '--api-socket', SOCKET, 'resize-disk', 'd'], "missing required argument 'bytes'"],
+    [['ctl', '--api-socket', SOCKET, 'resize-disk', 'd', '-1'], "'-1' is not a size in bytes such as"],
+    [
+      ['ctl', '--api-socket', SOCKET, 'send-migration', 'host:1'],
+      "'host:1' is neither unix:<path> nor tcp:<host>:<port>",
+    ],
+    [['ctl', '--api-socket', SOCKET, 'send-migration', 'unix:m', '--downtime', 'x'], "'x' is not a duration such as"],
+    [['ctl', '--api-socket', SOCKET, 'restore', 'd', '--device', 'path=p'], "the field 'id' is missing"],
+    [['ctl', '--api-socket', SOCKET, 'restore', 'd', '--device', 'id=d'], 'one of socket, path and tap is needed'],
+    [['ctl', '--api-socket', SOCKET, 'snapshot'], "missing required argument 'directory'"],
     [['vm', 'serve'], "required option '--api-socket <path>' not specified"],
     [['net', 'bench', SOCKET, '--to-mac', '33:33:00:00:00:01'], 'is the MAC address of a group'],
   ])('refuses %j in one sentence', async (args, sentence) => {
@@ -126,16 +144,23 @@ describe('the command line', () => {
 
 describe('the manual pages of ringside', async () => {
   const page = (name: string) => readFileSync(new URL(`../../../../docs/man/${name}.1`, import.meta.url), 'utf8');
-  const pages = { ringside: page('ringside'), vm: page('ringside-vm'), ctl: page('ringside-ctl') };
+  const pages = {
+    ringside: page('ringside'),
+    vm: page('ringside-vm'),
+    ctl: page('ringside-ctl'),
+    ui: page('ringside-ui'),
+  };
   const [stdin, stdout, stderr] = [new PassThrough(), new PassThrough(), new PassThrough()];
   const program = await createProgram(
     { stdin, stdout, stderr, interrupted: new AbortController().signal, host: HOST },
     '0',
   );
   const all = (command: Command): Command[] => [command, ...command.commands.flatMap(all)];
-  // The commands of ctl have no options of their own.
+  // Most commands of ctl have no options of their own.
   const leaves = all(program).filter((command) =>
-    command.name() === 'ctl' ? true : command.commands.length === 0 && command.parent?.name() !== 'ctl',
+    command.parent?.name() === 'ctl'
+      ? command.options.length > 0
+      : command.name() === 'ctl' || command.commands.length === 0,
   );
   const nameOf = (command: Command): string =>
     command.parent === null ? command.name() : `${nameOf(command.parent)} ${command.name()}`;
@@ -144,7 +169,7 @@ describe('the manual pages of ringside', async () => {
   /** Where the options of a command are described: a page of its own, or its section and one that others share. */
   function descriptionOf(name: string): string {
     const [, group = ''] = name.split(' ');
-    if (group === 'vm' || group === 'ctl') return pages[group];
+    if (group === 'vm' || group === 'ctl' || group === 'ui') return pages[group];
     const sections = pages.ringside.split(/^\.S[sh] /m);
     const sharedName = shared[group as keyof typeof shared];
     return sections.filter((each) => each.startsWith(`${name}\n`) || each.startsWith(sharedName)).join('');

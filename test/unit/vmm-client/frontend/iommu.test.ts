@@ -20,9 +20,9 @@ const answer: Script['answer'] = (name) => (name === 'IOTLB_MSG' ? { payload: u6
 
 /** With memory of two pages, mapped from 0x40000 on, and a running ring in it. */
 const open = async (script: Partial<Script> = {}, options = {}) => {
-  const iommu = new IoMappings();
+  const { iommu, ...others } = { iommu: new IoMappings(), ...options };
   const defaults = { features: FEATURES, protocolFeatures: PROTOCOL, answer };
-  const peers = await bench.connect({ ...defaults, ...script }, { iommu, ...options });
+  const peers = await bench.connect({ ...defaults, ...script }, { iommu, ...others });
   const memory = bench.memory(0x3000, 0x1_0000_0000, 0x40000);
   await peers.frontend.acceptFeatures(mask(30, 32));
   await peers.frontend.setMemory([memory]);
@@ -112,12 +112,14 @@ describe('behind an IOMMU', () => {
     expect(backend.wire).toEqual([iotlb(0x80000, 4096, 0, '00', '03')]);
   });
 
-  it('a back end that does not let go makes the unmapping fail', async () => {
-    const { backend, iommu } = await open();
+  it('a back end that does not let go makes the unmapping fail, and is left', async () => {
+    const { backend, frontend, iommu } = await open();
+    const lost = once(frontend, 'lost');
     backend.rewrite({ answer: () => ({ payload: u64(22n) }) });
     await expect(iommu.unmap(0x40000, 0x3000)).rejects.toThrow(
       'IOTLB invalidation of 12288 bytes at 0x40000 was refused',
     );
+    expect((await lost)[0].message).toContain('IOTLB invalidation of 12288 bytes at 0x40000 was refused');
   });
 
   it('a refused update is reported', async () => {
@@ -127,6 +129,20 @@ describe('behind an IOMMU', () => {
     const refusal = once(frontend, 'refusal');
     expect(await report(bench.channel(backend), 0x40000, 3)).toBe(DONE);
     expect((await refusal)[0].message).toContain('IOTLB update of 12288 bytes at 0x40000 was refused');
+  });
+
+  it('a miss that nothing allows is a fault, which whoever plays the IOMMU hears of', async () => {
+    const faults: string[] = [];
+    const iommu = new IoMappings((iova, permission) => faults.push(`${iova.toString(16)} ${permission}`));
+    await iommu.map({ iova: 0x80000, size: 4096, userAddress: 0x7000_0000, permission: 1 });
+    const { backend } = await open({}, { iommu });
+    const channel = bench.channel(backend);
+    await report(channel, 0x40000, 3);
+    await report(channel, 0x80000, 1);
+    expect(faults).toEqual([]);
+    await report(channel, 0x80000, 3);
+    await report(channel, 0xffff_ffff_ffff_f000n, 2);
+    expect(faults).toEqual(['80000 3', 'fffffffffffff000 2']);
   });
 
   it('an access that failed is noted', async () => {

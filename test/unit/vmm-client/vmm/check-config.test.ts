@@ -11,12 +11,19 @@ const net = (more: NetConfig): VmConfig => vm({ net: [more] });
 const fs = (more: Partial<FsConfig>): VmConfig => vm({ fs: [{ tag: 'root', socket: '/f', ...more }] });
 const vsock = (more: Partial<VsockConfig>): VmConfig => vm({ vsock: { cid: 3, socket: '/v', ...more } });
 
+/** As many devices, one behind the IOMMU, and memory that can be added. */
+const crowd = (count: number): VmConfig =>
+  vm({
+    memory: { size: 64 * MIB, hotplug_size: 2 * MIB },
+    net: Array.from({ length: count }, (_, i) => ({ tap: `tap${i}`, iommu: i === 0 })),
+  });
+
 describe('defaults', () => {
   it('are those of Cloud Hypervisor where it has the same', () => {
     expect(checkConfig(minimal)).toEqual({
       payload: { kernel: '/boot/vmlinux' },
       cpus: { boot_vcpus: 1, max_vcpus: 1, hide: [] },
-      memory: { size: 512 * MIB, shared: true, hugepages: false },
+      memory: { size: 512 * MIB, shared: true, hugepages: false, hotplug_size: 0, hotplugged_size: 0 },
       disks: [],
       net: [],
       fs: [],
@@ -36,7 +43,16 @@ describe('defaults', () => {
     );
 
     expect(checked.disks).toEqual([
-      { id: '_disk0', path: '/d', vhost_user: false, readonly: false, direct: false, num_queues: 1, queue_size: 128 },
+      {
+        id: '_disk0',
+        path: '/d',
+        vhost_user: false,
+        readonly: false,
+        direct: false,
+        num_queues: 1,
+        queue_size: 128,
+        iommu: false,
+      },
       {
         id: '_net2',
         vhost_socket: '/b',
@@ -45,15 +61,35 @@ describe('defaults', () => {
         direct: false,
         num_queues: 1,
         queue_size: 128,
+        iommu: false,
       },
-      { id: '_disk1', path: '/e', vhost_user: false, readonly: true, direct: false, num_queues: 1, queue_size: 128 },
+      {
+        id: '_disk1',
+        path: '/e',
+        vhost_user: false,
+        readonly: true,
+        direct: false,
+        num_queues: 1,
+        queue_size: 128,
+        iommu: false,
+      },
     ]);
     expect(checked.net).toEqual([
-      { id: '_net3', vhost_socket: '/n', vhost_user: true, num_queues: 2, queue_size: 256 },
-      { id: '_net4', tap: 'tap0', mac: '52:54:00:ab:cd:ef', vhost_user: false, num_queues: 2, queue_size: 256 },
+      { id: '_net3', vhost_socket: '/n', vhost_user: true, num_queues: 2, queue_size: 256, iommu: false },
+      {
+        id: '_net4',
+        tap: 'tap0',
+        mac: '52:54:00:ab:cd:ef',
+        vhost_user: false,
+        num_queues: 2,
+        queue_size: 256,
+        iommu: false,
+      },
     ]);
-    expect(checked.fs).toEqual([{ id: '_fs5', tag: 'root', socket: '/f', num_queues: 1, queue_size: 1024 }]);
-    expect(checked.vsock).toEqual({ id: '_vsock6', cid: 3, socket: '/v', queue_size: 256 });
+    expect(checked.fs).toEqual([
+      { id: '_fs5', tag: 'root', socket: '/f', num_queues: 1, queue_size: 1024, iommu: false },
+    ]);
+    expect(checked.vsock).toEqual({ id: '_vsock6', cid: 3, socket: '/v', queue_size: 256, iommu: false });
   });
 
   it('do not change when a checked configuration is checked again', () => {
@@ -71,6 +107,12 @@ describe('limits', () => {
     ['2^45 bytes of huge pages', vm({ memory: { size: 2 ** 45, hugepages: true } })],
     ['a command line of 65535 bytes', vm({ payload: { kernel: '/k', cmdline: 'x'.repeat(65535) } })],
     ['19 devices', vm({ net: Array.from({ length: 19 }, (_, i) => ({ tap: `tap${i}` })) })],
+    ['17 devices beside virtio-iommu and virtio-mem', crowd(17)],
+    ['2^44 bytes and as many to be added', vm({ memory: { size: 2 ** 44, hotplug_size: 2 ** 44 } })],
+    [
+      'memory that is added from the start on',
+      vm({ memory: { size: 64 * MIB, hotplug_size: 4 * MIB, hotplugged_size: 4 * MIB } }),
+    ],
     ['256 queues of 32768', disk({ path: '/d', num_queues: 256, queue_size: 32768 })],
     ['a serial of 20 bytes', disk({ path: '/d', serial: 'x'.repeat(20) })],
     ['readers of one image', vm({ disks: Array(2).fill({ path: '/d', readonly: true }) })],
@@ -116,6 +158,34 @@ describe('limits', () => {
     [
       'disks, net, fs and vsock are 20 devices, at most 19 are possible',
       vm({ net: Array.from({ length: 19 }, (_, i) => ({ tap: `tap${i}` })), vsock: { cid: 3, socket: '/v' } }),
+    ],
+    [
+      'disks, net, fs and vsock are 18 devices, at most 17 are possible; virtio-iommu and virtio-mem take 2 of 19',
+      crowd(18),
+    ],
+    [
+      'disks, net, fs and vsock are 19 devices, at most 18 are possible; virtio-iommu and virtio-mem take 1 of 19',
+      vm({ net: Array.from({ length: 19 }, (_, i) => ({ tap: `tap${i}`, iommu: i === 18 })) }),
+    ],
+    [
+      'memory.hotplug_size: 3145728 is not a multiple of 2097152 bytes',
+      vm({ memory: { size: 64 * MIB, hotplug_size: 3 * MIB } }),
+    ],
+    [
+      'memory.hotplug_size: -2097152 is below the minimum of 0',
+      vm({ memory: { size: 64 * MIB, hotplug_size: -2 * MIB } }),
+    ],
+    [
+      'memory.hotplug_size: 35184372088832 and a size of 67108864 are above the maximum of 35184372088832',
+      vm({ memory: { size: 64 * MIB, hotplug_size: 2 ** 45 } }),
+    ],
+    [
+      'memory.hotplugged_size: 6291456 is above the maximum of 4194304',
+      vm({ memory: { size: 64 * MIB, hotplug_size: 4 * MIB, hotplugged_size: 6 * MIB } }),
+    ],
+    [
+      'memory.hotplugged_size: 1048576 is not a multiple of 2097152 bytes',
+      vm({ memory: { size: 64 * MIB, hotplug_size: 4 * MIB, hotplugged_size: MIB } }),
     ],
     ['disks[0]: exactly one of path and vhost_socket is needed, neither is given', disk({})],
     [

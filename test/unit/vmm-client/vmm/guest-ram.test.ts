@@ -1,4 +1,14 @@
-import { closeSync, mkdtempSync, openSync, readdirSync, readSync, rmSync, statSync } from 'node:fs';
+import {
+  closeSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
@@ -7,6 +17,12 @@ import { GuestRam, ramRanges } from '../../../../vmm-client/vmm/guest-ram.ts';
 
 const GiB = 2 ** 30;
 const NO_LIMIT = 2 ** 46;
+
+const hugePages = (name: string): number =>
+  Number(new RegExp(`^HugePages_${name}:\\s+(\\d+)$`, 'm').exec(readFileSync('/proc/meminfo', 'utf8'))?.[1] ?? 0);
+const HUGE = 2 << 20;
+const enough = hugePages('Free') - hugePages('Rsvd') >= 8;
+if (!enough) process.stderr.write('skipped: huge pages of pieces: fewer than 8 are free (/proc/sys/vm/nr_hugepages)\n');
 
 const open: GuestRam[] = [];
 const directories: string[] = [];
@@ -105,5 +121,109 @@ describe('GuestRam', () => {
     expect(() => GuestRam.allocate({ size: 64 << 20, file: '/nonexistent/ram' }, NO_LIMIT)).toThrow(
       /\/nonexistent\/ram/,
     );
+  });
+
+  describe('pieces', () => {
+    const START = 0x1_0000_0000;
+    const memoryFiles = (): string[] =>
+      readFileSync('/proc/self/maps', 'utf8')
+        .split('\n')
+        .filter((line) => line.includes('ringside-ram'));
+
+    it('come and go with everything that is of them', () => {
+      const ram = allocate({ size: 64 << 20 });
+      const mapped = memoryFiles().length;
+      const descriptors = readdirSync('/proc/self/fd').length;
+
+      const piece = ram.addRegion(START, 16 << 20);
+      expect(ram.pieces).toEqual([{ start: START, length: 16 << 20 }]);
+      expect(ram.ranges).toEqual([{ start: 0, length: 64 << 20 }]);
+      expect(ram.regions.map(({ region }) => region.guestAddress)).toEqual([0, START]);
+      expect(piece.region.userAddress).toBe(ram.hostAddress(START, 16 << 20));
+      expect(ram.memory.copyIn(START + 4096, Uint8Array.of(1, 2, 3))).toBe(true);
+      expect(memoryFiles().length).toBe(mapped + 1);
+
+      ram.removeRegion(piece);
+      ram.removeRegion(piece);
+      expect(ram.pieces).toEqual([]);
+      expect(ram.hostAddress(START, 1)).toBeUndefined();
+      expect(ram.memory.copyIn(START + 4096, Uint8Array.of(1))).toBe(false);
+      expect(memoryFiles().length).toBe(mapped);
+      expect(readdirSync('/proc/self/fd').length).toBe(descriptors);
+    });
+
+    it('that a machine had elsewhere are there from the start', () => {
+      const pieces = [{ start: START, length: 1 << 20 }];
+      const ram = GuestRam.allocate({ size: 64 << 20 }, NO_LIMIT, pieces);
+      open.push(ram);
+      expect(ram.pieces).toEqual(pieces);
+    });
+
+    it('have a place of their own in a file', () => {
+      const file = join(directory(), 'ram');
+      writeFileSync(file, 'RAM is zero at the start');
+      const ram = allocate({ size: 2 << 20, file });
+      expect(readAt(file, 0)).toBe('\0\0\0\0\0');
+      const second = ram.addRegion(START + (4 << 20), 2 << 20);
+      const first = ram.addRegion(START, 2 << 20);
+      ram.memory.copyIn(START, Buffer.from('first'));
+      ram.memory.copyIn(START + (4 << 20), Buffer.from('again'));
+      expect(readAt(file, START)).toBe('first');
+      expect(readAt(file, START + (4 << 20))).toBe('again');
+      ram.removeRegion(second);
+      ram.removeRegion(first);
+      expect(ram.memory.copyIn(0, Uint8Array.of(1))).toBe(true);
+    });
+  });
+
+  it('tells where it has been written to, and nothing else', async () => {
+    const ram = allocate({ size: 8 * GiB });
+    expect(ram.nextData(0)).toBeUndefined();
+    const piece = ram.addRegion(0x8_0000_0000, 64 << 20);
+    for (const at of [0x1000, 0x2fff, 0x1_0000_0000 + 4 * 2 ** 30, 0x8_0000_0000 + 0x5000]) {
+      ram.memory.copyIn(at, Uint8Array.of(1));
+    }
+    const found: { start: number; length: number }[] = [];
+    for (let at = 0, data = ram.nextData(0); data !== undefined; data = ram.nextData(at)) {
+      found.push(data);
+      at = data.start + data.length;
+    }
+    expect(found).toEqual([
+      { start: 0x1000, length: 0x2000 },
+      { start: 0x1_0000_0000 + 4 * 2 ** 30, length: 0x1000 },
+      { start: 0x8_0000_0000 + 0x5000, length: 0x1000 },
+    ]);
+
+    await ram.discard(0x8_0000_0000, 64 << 20);
+    expect(ram.nextData(0x8_0000_0000)).toBeUndefined();
+    expect(ram.bytes(0x8_0000_0000 + 0x5000, 1)).toEqual(Uint8Array.of(0));
+    ram.removeRegion(piece);
+    await expect(ram.discard(0x8_0000_0000, 4096)).rejects.toThrow(/are not in one region of RAM/);
+  });
+
+  it('shows bytes of one region', () => {
+    const ram = allocate({ size: 4 * GiB });
+    ram.bytes(0x1_0000_0000, 3).set([1, 2, 3]);
+    expect([...ram.bytes(0x1_0000_0001, 2)]).toEqual([2, 3]);
+    expect(ram.bytes(0x2000_0000 - 4096, 512 << 20)).toHaveLength(512 << 20);
+    expect(() => ram.bytes(0, (512 << 20) + 1)).toThrow(RangeError);
+    expect(() => ram.bytes(0xbfff_ffff, 2)).toThrow(/no view of 2 bytes of RAM at guest address 0xbfffffff/);
+  });
+
+  it.runIf(enough)('takes huge pages of pieces when they are reserved, and gives them back', async () => {
+    const ram = allocate({ size: HUGE, hugepages: true });
+    const before = { free: hugePages('Free'), reserved: hugePages('Rsvd') };
+    const now = () => ({ free: hugePages('Free'), reserved: hugePages('Rsvd') });
+    const piece = ram.addRegion(0x1_0000_0000, 2 ** 36);
+    expect(now()).toEqual(before);
+    await ram.reserve(0x1_0000_0000 + 4 * HUGE, 2 * HUGE);
+    expect(now()).toEqual({ ...before, free: before.free - 2 });
+    ram.memory.copyIn(0x1_0000_0000 + 4 * HUGE, Uint8Array.of(1));
+    await ram.discard(0x1_0000_0000 + 4 * HUGE, 2 * HUGE);
+    expect(now()).toEqual(before);
+    await expect(ram.reserve(0x1_0000_0000, 2 ** 36)).rejects.toThrow(/ENOSPC/);
+    await ram.discard(0x1_0000_0000, 2 ** 36);
+    expect(now()).toEqual(before);
+    ram.removeRegion(piece);
   });
 });

@@ -171,7 +171,6 @@ export const bootOptions = (
   kernel: typeof kernel === 'string' ? kernel : fileOf(kernel),
   cmdline: 'console=ttyS0',
   cpuCount: 1,
-  devices: [],
   hasSerial: true,
   ...more,
 });

@@ -39,16 +39,20 @@ export class DeviceBench {
       this.lines = [];
     });
     afterEach(() => {
-      this.#transport?.close();
-      this.#device?.close();
-      this.backend?.close();
-      this.guest.close();
-      this.#transport = undefined;
-      this.#device = undefined;
-      this.backend = undefined;
+      this.#close();
       rmSync(this.directory, { recursive: true, force: true });
       expect(countOwnFds()).toBe(this.#fdsBefore);
     });
+  }
+
+  #close(): void {
+    this.#transport?.close();
+    this.#device?.close();
+    this.backend?.close();
+    this.guest.close();
+    this.#transport = undefined;
+    this.#device = undefined;
+    this.backend = undefined;
   }
 
   listen(script: Partial<Script>): ScriptedBackend {
@@ -56,13 +60,14 @@ export class DeviceBench {
     return this.backend;
   }
 
-  /** Opens a device of the script's; the back end listens before. */
+  /** Opens a device of the script's, in the place of the last one; the back end listens before. */
   async open(
     script: Partial<Script>,
     describe: (socket: string) => DeviceDescription,
     options: Partial<DeviceOptions> = {},
     guestOptions: MmioGuestOptions = {},
   ): Promise<VhostUserDevice> {
+    this.#close();
     this.listen(script);
     this.guest = new MmioGuest(guestOptions);
     this.#device = await openDevice(describe(this.socket), {

@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest';
+import { IoMappings } from '../../../../../vmm-client/frontend/io-mappings.ts';
 import type { DiskConfig, FsConfig, NetConfig, VsockConfig } from '../../../../../vmm-client/vmm/config.ts';
 import { VmConfigError, VmError } from '../../../../../vmm-client/vmm/errors.ts';
 import { DeviceBench, mask, PROTOCOL, PROTOCOL_WITHOUT_CONFIG } from './bench.ts';
@@ -37,6 +38,27 @@ describe('features', () => {
     const carried = mask(28, 29, 32, 35, 36);
     expect(device.features & ~((1n << 24n) - 1n) & ((1n << 50n) - 1n)).toBe(carried);
     expect(device.features >> 50n).toBe((1n << 14n) - 1n);
+  });
+
+  it('are those of an IOMMU and of packed rings where the device is to have them', async () => {
+    const features = (1n << 64n) - 1n;
+    const packed = await bench.open({ ...BLK, features }, disk({ packed: true }));
+    expect(packed.features & mask(33, 34)).toBe(mask(34));
+    const translated = await bench.open({ ...BLK, features }, disk(), { iommu: new IoMappings() });
+    expect(translated.features & mask(33, 34)).toBe(mask(33));
+  });
+
+  it.each([
+    ['ACCESS_PLATFORM', mask(34), PROTOCOL, false],
+    ['BACKEND_REQ', mask(33, 34), PROTOCOL & ~mask(5), false],
+    ['RING_PACKED', mask(33), PROTOCOL, true],
+    ['INFLIGHT_SHMFD', mask(33, 34), PROTOCOL & ~mask(12), true],
+  ])('that it needs for that are missed: %s', async (what, offered, protocolFeatures, packed) => {
+    const script = { ...BLK, features: BLK.features | offered, protocolFeatures };
+    const opened = bench.open(script, disk({ packed }), packed ? {} : { iommu: new IoMappings() });
+    await expect(opened).rejects.toThrow(
+      new RegExp(`^disk d: back end at ${bench.socket}: the back end does not offer ${what}, `),
+    );
   });
 
   it('without VERSION_1 are none', async () => {

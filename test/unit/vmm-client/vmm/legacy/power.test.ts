@@ -42,6 +42,17 @@ describe('the keyboard controller', () => {
     expect(values.map((value) => value & 0x2f)).toEqual([0x2d, 0x2d]);
     expect((values[0] as number) ^ (values[1] as number)).toBe(0x10);
   });
+
+  it('goes on in another one, and not in what is none', () => {
+    controller.write(1, 1, 0x05);
+    const other = new I8042(onReset);
+    other.restore(controller.save());
+    expect(other.read(1, 1)).toBe(controller.read(1, 1));
+    expect(() => other.restore({ systemControl: 0x20 })).toThrow(
+      'i8042: systemControl: 32: not a whole number between 0 and 31',
+    );
+    expect(() => other.restore(null)).toThrow('i8042: null: not an object');
+  });
 });
 
 describe('the ACPI registers', () => {

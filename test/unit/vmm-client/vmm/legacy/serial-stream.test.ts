@@ -73,6 +73,29 @@ describe('output of a serial port', () => {
     expect(stream.listenerCount('drain')).toBe(0);
   });
 
+  it('holds nobody up while it is released, and then again', async () => {
+    const stream = new Slow(4);
+    const output = new SerialOutput(stream);
+    writeText(output, 'full');
+    await turn();
+    const waiting = output.write(0x21);
+    expect(waiting).toBeInstanceOf(Promise);
+    output.release();
+    await waiting;
+    expect(output.write(0x21)).toBeUndefined();
+    output.restrain();
+    let isKept = false;
+    const again = Promise.resolve(output.write(0x21)).then(() => {
+      isKept = true;
+    });
+    await turn();
+    expect(isKept).toBe(false);
+    stream.take();
+    stream.take();
+    await again;
+    output.close();
+  });
+
   it('into a stream that broke does not hold the guest up', async () => {
     const stream = new Slow(1);
     stream.on('error', () => undefined);

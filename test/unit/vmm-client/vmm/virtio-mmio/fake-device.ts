@@ -2,8 +2,11 @@
 
 import { createEventFd, type OwnedFd } from '../../../../../protocol/sys/owned-fd.ts';
 import { allocatePinned, type PinnedMemory } from '../../../../../protocol/sys/pinned.ts';
+import type { DirtyRange } from '../../../../../vmm-client/frontend/dirty-bitmap.ts';
+import type { SharedRegion } from '../../../../../vmm-client/frontend/hand-over.ts';
 import type {
   Activation,
+  DeviceState,
   VirtioDevice,
   VirtioDeviceListener,
 } from '../../../../../vmm-client/vmm/devices/virtio-device.ts';
@@ -23,6 +26,8 @@ export class FakeDevice implements VirtioDevice {
   /** What was called, in order. */
   readonly log: string[] = [];
   activation: Activation | undefined;
+  /** What `restore` got. */
+  restored: DeviceState;
   /** What the next calls wait for, or fail with. */
   gate: Promise<void> = Promise.resolve();
   failure: Error | undefined;
@@ -55,6 +60,45 @@ export class FakeDevice implements VirtioDevice {
     this.log.push(`writeConfig ${offset}: ${bytes.join(' ')}`);
     this.config = Uint8Array.from(this.config);
     this.config.set(bytes, offset);
+  }
+
+  async suspend(): Promise<DeviceState> {
+    this.log.push('suspend');
+    await this.gate;
+    if (this.failure !== undefined) throw this.failure;
+    return { mark: 'of the fake', config: this.config };
+  }
+
+  async resume(): Promise<void> {
+    this.log.push('resume');
+    if (this.failure !== undefined) throw this.failure;
+  }
+
+  async restore(state: DeviceState, activation: Activation | undefined): Promise<void> {
+    this.log.push('restore');
+    this.restored = state;
+    this.activation = activation;
+    if (this.failure !== undefined) throw this.failure;
+  }
+
+  async startDirtyLog(): Promise<void> {
+    this.log.push('startDirtyLog');
+  }
+
+  takeDirty(): readonly DirtyRange[] {
+    return [{ guestAddress: 0x5000, length: 4096 }];
+  }
+
+  async stopDirtyLog(): Promise<void> {
+    this.log.push('stopDirtyLog');
+  }
+
+  async addMemory({ region }: SharedRegion): Promise<void> {
+    this.log.push(`addMemory ${region.size}`);
+  }
+
+  async removeMemory({ region }: SharedRegion): Promise<void> {
+    this.log.push(`removeMemory ${region.size}`);
   }
 
   counters(): Record<string, number> {

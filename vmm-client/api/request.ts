@@ -1,11 +1,12 @@
 /**
- * From a JSON body to a configuration: what a schema error means in a sentence, and the fields that are left when those
- * that say "none" are dropped.
+ * From a JSON body to what an operation is given: what a schema error means in a sentence, and the fields that are left
+ * when those that say "none" are dropped.
  */
 
-import { type CheckedConfig, checkConfig } from '../vmm/check-config.ts';
+import { checkConfig } from '../vmm/check-config.ts';
 import type { VmConfig } from '../vmm/config.ts';
-import { type Schema, VM_CONFIG_SCHEMAS } from './vm-config-schema.ts';
+import { REQUEST_SCHEMAS } from './request-schemas.ts';
+import type { Schema } from './schema.ts';
 
 /** What ajv says of the first thing that is wrong (its option `verbose`). */
 export interface SchemaError {
@@ -82,7 +83,7 @@ export function explainSchemaError(error: SchemaError): string {
 /** What `schema` has a use for in `value`, which it has passed. */
 function pick(schema: Schema, value: unknown): unknown {
   const name = schema.$ref?.split('/').at(-1);
-  const { properties, items } = (name === undefined ? undefined : VM_CONFIG_SCHEMAS[name]) ?? schema;
+  const { properties, items } = (name === undefined ? undefined : REQUEST_SCHEMAS[name]) ?? schema;
   if (Array.isArray(value)) return items === undefined ? value : value.map((each) => pick(items, each));
   if (properties === undefined || typeof value !== 'object' || value === null) return value;
   const picked = Object.entries(value).flatMap(([key, each]) => {
@@ -93,8 +94,12 @@ function pick(schema: Schema, value: unknown): unknown {
   return Object.fromEntries(picked);
 }
 
-/** The configuration in a body that has passed the schema. @throws VmConfigError - what a schema cannot say is wrong */
-export function toVmConfig(body: unknown): CheckedConfig {
-  // The schema has seen every field, and what it takes and VmConfig has not is marked x-absent.
-  return checkConfig(pick({ $ref: '#/components/schemas/VmConfig' }, body) as VmConfig);
+/**
+ * What an operation gets of a body that has passed the schema of the component `name`: the fields that there are, and of a
+ * whole configuration all that has a default. @throws VmConfigError - what a schema cannot say is wrong
+ */
+export function toArgument(name: string, body: unknown): unknown {
+  // The schema has seen every field, and what it takes and the operation has not is marked x-absent.
+  const picked = pick({ $ref: `#/components/schemas/${name}` }, body);
+  return name === 'VmConfig' ? checkConfig(picked as VmConfig) : picked;
 }

@@ -1,0 +1,269 @@
+/** A guest that goes from one VMM to another while it runs, and finds nothing missing. */
+
+import { existsSync, readdirSync, readlinkSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { join } from 'node:path';
+import { expect, it } from 'vitest';
+import type { Cleanup } from '../support/cleanup.ts';
+import { cleanupAfterEach } from '../support/cleanup.ts';
+import { eventually } from '../support/frontend/process-probe.ts';
+import { VsockDaemon } from '../support/frontend/vsock-daemon.ts';
+import { createImage } from '../support/image.ts';
+import { NetBackend } from '../support/net/backend.ts';
+import { NetworkNamespace, namespacePeers } from '../support/net/namespace.ts';
+import { HOST_ADDRESS } from '../support/net/traffic.ts';
+import { describeWithPeers } from '../support/peers.ts';
+import { FRAME, MigrationProxy } from '../support/vm/migration-proxy.ts';
+import { type DeviceOverride, MovingGuest } from '../support/vm/moving-guest.ts';
+import { type VmmProcess, vmGuestPeers } from '../support/vm/vmm-process.ts';
+
+const MiB = 1 << 20;
+const ROUNDS = 50;
+const CID = 77;
+const MAC = '52:54:00:c0:ff:ee';
+const ECHO_PORT = 5000;
+
+/** A host program that sends back what comes. */
+const echo = async (cleanup: Cleanup, uds: string): Promise<void> => {
+  const server = createServer((socket) => {
+    socket.on('error', () => socket.destroy());
+    socket.pipe(socket);
+  });
+  cleanup.add(() => server.close());
+  await new Promise<void>((resolve) => server.listen(`${uds}_${ECHO_PORT}`, resolve));
+};
+
+/** Back ends of the network and the sockets at one of two places. */
+interface Place {
+  readonly net: NetBackend;
+  readonly vsock: VsockDaemon;
+  readonly overrides: readonly DeviceOverride[];
+}
+
+const openPlace = async (cleanup: Cleanup, namespace: NetworkNamespace, tap: string): Promise<Place> => {
+  await namespace.addTap(tap, { bridge: 'br0' });
+  const [net, vsock] = await Promise.all([
+    NetBackend.start(cleanup, { namespace, tap, ctrlVq: true, extra: [`--mac=${MAC}`] }),
+    VsockDaemon.start(cleanup, { cid: CID }),
+  ]);
+  await echo(cleanup, vsock.uds);
+  const overrides = [
+    { id: 'net', socket: net.socket },
+    { id: 'vsock', socket: vsock.socket },
+  ];
+  return { net, vsock, overrides };
+};
+
+/** Descriptors of a VMM that a guest has left, without the connections of its API, which come and go. */
+const leftovers = async (vmm: VmmProcess): Promise<number> => {
+  await eventually(
+    'memory and daemons of a VMM without a guest',
+    () => `${vmm.memfds()} ${vmm.daemons().length}`,
+    (held) => held === '0 0',
+  );
+  const directory = `/proc/${vmm.child.pid}/fd`;
+  return readdirSync(directory).filter((fd) => !readlinkSync(join(directory, fd)).startsWith('socket:')).length;
+};
+
+describeWithPeers([...vmGuestPeers, ...namespacePeers], 'A guest with disk, network and sockets', () => {
+  const cleanup = cleanupAfterEach();
+
+  it('goes there and back 50 times, with back ends killed in between and on the way', async () => {
+    const namespace = await NetworkNamespace.create(cleanup);
+    await namespace.addBridge('br0');
+    await namespace.run(`ip addr add ${HOST_ADDRESS}/24 dev br0`);
+    const places = [await openPlace(cleanup, namespace, 'tapa'), await openPlace(cleanup, namespace, 'tapb')] as const;
+    const directory = cleanup.directory();
+    const image = createImage(join(directory, 'disk'), 4 * MiB);
+    const guest = await MovingGuest.start(cleanup, {
+      parameters: { disk: 1, net: 1, vsock: 1, peer: HOST_ADDRESS },
+      cpus: 2,
+      devices: {
+        disks: [{ id: 'disk', path: image }],
+        net: [{ id: 'net', vhost_socket: places[0].net.socket, mac: MAC }],
+        vsock: { id: 'vsock', cid: CID, socket: places[0].vsock.socket },
+      },
+    });
+    const downtimes: number[] = [];
+    let held = 0;
+    for (let round = 1; round <= ROUNDS; round += 1) {
+      const here = places[(round + 1) % 2] as Place;
+      const there = places[round % 2] as Place;
+      const url = round % 2 === 0 ? `unix:${join(directory, 'm')}` : 'tcp:127.0.0.1:17321';
+      const [daemon = 0] = guest.source.daemons();
+      if (round % 5 === 1) process.kill(daemon, 'SIGKILL');
+      const moving = guest.migrate(url, there.overrides);
+      if (round % 5 === 3) {
+        await here.net.kill9();
+        await here.net.restart();
+      }
+      const { downtime_ms: downtime = Number.NaN } = await moving;
+      downtimes.push(downtime);
+      await guest.works();
+      if (round % 10 === 5) {
+        await there.vsock.kill9();
+        await there.vsock.restart();
+      }
+      const idle = await leftovers(guest.destination);
+      // From the second time on that a VMM has let a guest go.
+      if (round === 4) held = idle;
+      if (round > 4 && round % 2 === 0) expect(idle).toBeLessThanOrEqual(held);
+    }
+    await guest.works(2);
+    expect(guest.number('pattern.progress')).toBeGreaterThan(50);
+    expect(guest.number('net.unanswered')).toBe(0);
+    expect(guest.number('net.mismatches')).toBe(0);
+    expect(guest.number('vsock.broken')).toBe(0);
+    expect(guest.number('vsock.mismatches')).toBe(0);
+    expect(guest.number('net.answers')).toBeGreaterThan(ROUNDS);
+    expect(guest.number('vsock.complete')).toBeGreaterThan(0);
+    expect(guest.number('vsock.resets')).toBeGreaterThan(0);
+    downtimes.sort((a, b) => a - b);
+    console.info(`downtime: median ${downtimes[ROUNDS / 2]} ms, most ${downtimes.at(-1)} ms`);
+  }, 180_000);
+});
+
+describeWithPeers(vmGuestPeers, 'A migration that does not come to its end', () => {
+  const cleanup = cleanupAfterEach();
+  const BEFORE_GO = ['config', 'pages', 'round', 'state'] as const;
+
+  /** A guest with a disk, which writes more than one batch of memory. */
+  const start = async () => {
+    const directory = cleanup.directory();
+    const image = createImage(join(directory, 'disk'), 4 * MiB);
+    const guest = await MovingGuest.start(cleanup, {
+      parameters: { disk: 1, touch: 1000 },
+      devices: { disks: [{ id: 'disk', path: image }] },
+    });
+    return { guest, path: join(directory, 'm') };
+  };
+
+  /** Migrates through a proxy that does something before a frame of the source's goes on. Returns both answers. */
+  const migrateWith = async (
+    guest: MovingGuest,
+    path: string,
+    frame: keyof typeof FRAME,
+    act: (proxy: MigrationProxy) => void | Promise<void>,
+  ) => {
+    const between = join(cleanup.directory(), 'p');
+    await MigrationProxy.listen(cleanup, between, path, FRAME[frame], act);
+    const { answer } = await guest.receive(`unix:${path}`);
+    const received = answer.catch((error: Error) => error);
+    return [await guest.send(`unix:${between}`), await received] as const;
+  };
+
+  /** The guest runs on where it is, and nothing is left of it elsewhere. */
+  const stays = async (guest: MovingGuest): Promise<void> => {
+    expect(await guest.source.state()).toBe('Running');
+    expect((await guest.destination.request('GET', 'vm.info')).status).toBe(404);
+    await leftovers(guest.destination);
+    await guest.works();
+  };
+
+  const goes = async (guest: MovingGuest, path: string): Promise<void> => {
+    await guest.migrate(`unix:${path}`);
+    await guest.works(2);
+  };
+
+  it('because the connection breaks lets the guest go on', async () => {
+    const { guest, path } = await start();
+    for (const frame of BEFORE_GO) {
+      const answers = await migrateWith(guest, path, frame, (proxy) => proxy.cut());
+      expect(answers).toMatchObject([{ status: 500 }, { status: 500 }]);
+      await stays(guest);
+    }
+    await goes(guest, path);
+  });
+
+  it('because the connection breaks at GO leaves the guest paused, until somebody who knows lets it go on', async () => {
+    const { guest, path } = await start();
+
+    const [sent, received] = await migrateWith(guest, path, 'go', (proxy) => proxy.cut());
+
+    const sentence = /was told to run the guest .* the guest is paused here; vm.resume it if it does not run there/;
+    expect(sent).toMatchObject({ status: 500, body: [expect.stringMatching(sentence), expect.anything()] });
+    expect(received).toMatchObject({ status: 500 });
+    expect(await guest.source.state()).toBe('Paused');
+    await guest.source.put('vm.resume');
+    await stays(guest);
+    await goes(guest, path);
+  });
+
+  it('because the destination is killed lets the guest go on', async () => {
+    const { guest, path } = await start();
+    for (const frame of BEFORE_GO) {
+      const [sent] = await migrateWith(guest, path, frame, () => guest.destination.child.kill('SIGKILL'));
+      expect(sent.status).toBe(500);
+      guest.replaceDestination(cleanup);
+      await stays(guest);
+    }
+    await goes(guest, path);
+  });
+
+  it('because it is cancelled lets the guest go on', async () => {
+    const { guest, path } = await start();
+    for (const frame of BEFORE_GO) {
+      for (const vmm of [guest.source, guest.destination]) {
+        const answers = await migrateWith(guest, path, frame, () => vmm.put('vm.cancel-migration'));
+        expect(answers).toMatchObject([{ status: 500 }, { status: 500 }]);
+        const progress = await guest.progress(vmm);
+        expect(progress).toMatchObject({
+          phase: 'cancelled',
+          error: `${progress.operation}: cancelled by vm.cancel-migration`,
+        });
+        await stays(guest);
+      }
+    }
+    await goes(guest, path);
+  });
+
+  it('because the guest is shut down at the source is over', async () => {
+    const { guest, path } = await start();
+
+    const answers = await migrateWith(guest, path, 'round', () => guest.source.put('vm.shutdown'));
+
+    expect(answers).toMatchObject([
+      { status: 500, body: ['vm.send-migration: send-migration: the VM is shut down'] },
+      { status: 500 },
+    ]);
+    expect(await guest.source.state()).toBe('Created');
+  });
+
+  it('because it can be changed by nothing meanwhile: requests are refused', async () => {
+    const { guest, path } = await start();
+    const statuses: number[] = [];
+
+    const answers = await migrateWith(guest, path, 'round', async () => {
+      for (const route of ['vm.pause', 'vm.reboot', 'vm.boot']) {
+        statuses.push((await guest.source.request('PUT', route)).status);
+      }
+      await guest.source.put('vm.cancel-migration');
+    });
+
+    expect(statuses).toEqual([405, 405, 405]);
+    expect(answers[0].status).toBe(500);
+    await stays(guest);
+  });
+
+  it('because nobody listens says so', async () => {
+    const { guest, path } = await start();
+
+    const sent = await guest.send(`unix:${path}`);
+
+    expect(sent).toMatchObject({
+      status: 500,
+      body: [expect.stringMatching(/connecting to .*: connect ENOENT/)],
+    });
+    await stays(guest);
+  });
+
+  it('leaves no socket when the destination stops waiting', async () => {
+    const { guest, path } = await start();
+    const { answer } = await guest.receive(`unix:${path}`);
+
+    await guest.destination.put('vm.cancel-migration');
+
+    expect((await answer).status).toBe(500);
+    expect(existsSync(path)).toBe(false);
+  });
+});

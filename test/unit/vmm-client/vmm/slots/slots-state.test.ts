@@ -1,0 +1,31 @@
+import { describe, expect, it } from 'vitest';
+import { parseSlotsState } from '../../../../../vmm-client/vmm/slots/slots-state.ts';
+
+const slot = { slot: 3, id: 'a', isAdded: true, isRemoving: false, isRemovalRequested: true, transport: { x: 1n } };
+
+describe('a state of slots', () => {
+  it('is what it was', () => {
+    const state = { slots: [slot, { ...slot, slot: 18, id: 'b' }], endpoints: [0, 18] };
+    expect(parseSlotsState(state)).toEqual(state);
+    expect(parseSlotsState({ slots: [], endpoints: [] })).toEqual({ slots: [], endpoints: [] });
+  });
+
+  it.each<[string, unknown]>([
+    ['nothing', undefined],
+    ['a list', []],
+    ['no slots', { endpoints: [] }],
+    ['no endpoints', { slots: [] }],
+    ['a slot that is none', { slots: [{ ...slot, slot: 19 }], endpoints: [] }],
+    ['half a slot', { slots: [{ ...slot, slot: 0.5 }], endpoints: [] }],
+    ['two in one', { slots: [slot, { ...slot, id: 'b' }], endpoints: [] }],
+    ['an id that is no text', { slots: [{ ...slot, id: 1 }], endpoints: [] }],
+    ['a flag that is none', { slots: [{ ...slot, isRemoving: 0 }], endpoints: [] }],
+    ['twenty slots', { slots: Array.from({ length: 20 }, (_, n) => ({ ...slot, slot: n })), endpoints: [] }],
+    ['an endpoint that is no slot', { slots: [], endpoints: [-1] }],
+    ['null', { slots: [null], endpoints: [] }],
+  ])('with %s is refused', (_, state) => {
+    expect(() => parseSlotsState(state)).toThrow(
+      expect.objectContaining({ code: 'VM', message: expect.stringMatching(/^slots/) }),
+    );
+  });
+});

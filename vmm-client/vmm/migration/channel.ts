@@ -1,0 +1,206 @@
+/**
+ * One connection of a migration: frames to the peer and from it, with deadlines. Once something is wrong every pending and
+ * further call fails with the reason.
+ */
+
+import type { Socket } from 'node:net';
+import { VmError } from '../errors.ts';
+import {
+  checkFrame,
+  checkPreamble,
+  encodePreamble,
+  FAILED,
+  type Frame,
+  frameName,
+  HEADER_BYTES,
+  MAX_PAGES_BYTES,
+  MAX_SENTENCE_BYTES,
+  PAGES,
+  PREAMBLE_BYTES,
+  parseHeader,
+  writeHeader,
+} from './frames.ts';
+
+/** What is kept of what the peer sent and nobody asked for yet, before it is made to wait. */
+const MAX_QUEUED_BYTES = 2 * 1024 * 1024;
+/** How long what was written last may take to be taken when the connection ends. */
+const LINGER_MS = 1000;
+
+/** The other side said that it gives up: it does not run the guest. */
+export class PeerGaveUp extends VmError {}
+
+export class Channel {
+  readonly #socket: Socket;
+  readonly #timeoutMs: number;
+  readonly #header = Buffer.alloc(HEADER_BYTES);
+  #chunks: Buffer[] = [];
+  #queuedBytes = 0;
+  /** Of the first chunk, what has been taken. */
+  #offset = 0;
+  #wake: () => void = () => undefined;
+  #failure: Error | undefined;
+  #sent = 0;
+  #received = 0;
+  #pages: Buffer | undefined;
+  #bytesSent = 0;
+
+  /** Takes a connected socket over. The peer may be silent for, or not take what is sent within, `timeoutMs`. */
+  constructor(socket: Socket, timeoutMs: number) {
+    this.#socket = socket;
+    this.#timeoutMs = timeoutMs;
+    socket.setNoDelay(true);
+    socket.on('data', (chunk: Buffer) => {
+      this.#chunks.push(chunk);
+      this.#queuedBytes += chunk.length;
+      if (this.#queuedBytes > MAX_QUEUED_BYTES) socket.pause();
+      this.#wake();
+    });
+    socket.on('error', (error) => this.fail(new VmError(`the connection broke: ${error.message}`, { cause: error })));
+    socket.on('close', () => this.fail(new VmError('the peer closed the connection')));
+  }
+
+  /** Bytes that the peer was sent. */
+  get bytesSent(): number {
+    return this.#bytesSent;
+  }
+
+  /** Whether the peer said something that nobody has received yet. */
+  get hasNews(): boolean {
+    return this.#queuedBytes > 0;
+  }
+
+  /** @throws VmError - the connection has ended */
+  check(): void {
+    if (this.#failure !== undefined) throw this.#failure;
+  }
+
+  /** Ends the connection at once; what waits fails with `error`, if with nothing else before. Idempotent. */
+  fail(error: Error): void {
+    this.#failure ??= error;
+    this.#socket.destroy();
+    this.#wake();
+  }
+
+  /** Ends the connection when the peer has what was sent, or does not take it. Idempotent. */
+  close(): void {
+    if (this.#failure !== undefined) return;
+    this.#failure = new VmError('the connection was closed');
+    this.#wake();
+    const timer = setTimeout(() => this.#socket.destroy(), LINGER_MS);
+    this.#socket.once('close', () => clearTimeout(timer));
+    this.#socket.resume();
+    this.#socket.end();
+  }
+
+  /** Tells the peer why there will be no more, as far as it still listens, and closes. */
+  refuse(sentence: string): void {
+    if (this.#failure !== undefined) return;
+    const text = Buffer.from(sentence).subarray(0, MAX_SENTENCE_BYTES);
+    const header = Buffer.alloc(HEADER_BYTES);
+    writeHeader(header, FAILED, text, this.#sent);
+    this.#socket.write(Buffer.concat([header, text]));
+    this.close();
+  }
+
+  sendPreamble(): Promise<void> {
+    return this.#write(encodePreamble());
+  }
+
+  async receivePreamble(): Promise<void> {
+    const preamble = Buffer.alloc(PREAMBLE_BYTES);
+    await this.#fill(preamble, this.#timeoutMs);
+    checkPreamble(preamble);
+  }
+
+  /** Sends a frame. Kept when the kernel has it, so `payload` is free again. */
+  async send(type: number, payload: Buffer = Buffer.alloc(0)): Promise<void> {
+    const frame = Buffer.allocUnsafe(HEADER_BYTES + payload.length);
+    payload.copy(frame, HEADER_BYTES);
+    await this.sendFramed(type, frame);
+  }
+
+  /** The same for a payload with room for a header before it. */
+  async sendFramed(type: number, frame: Buffer): Promise<void> {
+    this.check();
+    writeHeader(frame.subarray(0, HEADER_BYTES), type, frame.subarray(HEADER_BYTES), this.#sent);
+    this.#sent = (this.#sent + 1) >>> 0;
+    await this.#write(frame);
+  }
+
+  #write(bytes: Buffer): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(
+        () => this.fail(new VmError(`the peer takes nothing for ${this.#timeoutMs} ms`)),
+        this.#timeoutMs,
+      );
+      this.#socket.write(bytes, (error) => {
+        clearTimeout(timer);
+        if (error !== null && error !== undefined) reject(this.#failure ?? error);
+        else {
+          this.#bytesSent += bytes.length;
+          resolve();
+        }
+      });
+    });
+  }
+
+  /**
+   * The next frame, which is to be one of `types`. A deadline of its own is for an answer that takes its time.
+   * @throws VmError - another one, FAILED with what it says; the peer is silent, gone, or talks nonsense
+   */
+  async receive(types: readonly number[], timeoutMs: number = this.#timeoutMs): Promise<Frame> {
+    const header = this.#header;
+    await this.#fill(header, timeoutMs);
+    const { type, length } = parseHeader(header, this.#received);
+    this.#received = (this.#received + 1) >>> 0;
+    // Before memory is taken for it.
+    if (type !== FAILED && !types.includes(type)) {
+      throw new VmError(`the peer sends ${frameName(type)} where ${types.map(frameName).join(' or ')} was to come`);
+    }
+    const payload = type === PAGES ? this.#pagesBuffer().subarray(0, length) : Buffer.allocUnsafe(length);
+    await this.#fill(payload, timeoutMs);
+    const frame = { type, payload };
+    checkFrame(header, frame);
+    if (type === FAILED) throw new PeerGaveUp(`the peer gave up: ${printable(payload.toString())}`);
+    return frame;
+  }
+
+  #pagesBuffer(): Buffer {
+    this.#pages ??= Buffer.allocUnsafe(MAX_PAGES_BYTES);
+    return this.#pages;
+  }
+
+  async #fill(target: Buffer, timeoutMs: number): Promise<void> {
+    for (let done = 0; done < target.length; ) {
+      const [chunk] = this.#chunks;
+      if (chunk === undefined) {
+        await this.#more(timeoutMs);
+        continue;
+      }
+      const copied = chunk.copy(target, done, this.#offset);
+      done += copied;
+      this.#offset += copied;
+      if (this.#offset < chunk.length) continue;
+      this.#chunks.shift();
+      this.#offset = 0;
+      this.#queuedBytes -= chunk.length;
+      if (this.#queuedBytes <= MAX_QUEUED_BYTES) this.#socket.resume();
+    }
+  }
+
+  /** Waits for bytes. What came before the end of the connection is still to be had. */
+  async #more(timeoutMs: number): Promise<void> {
+    this.check();
+    const timer = setTimeout(() => this.fail(new VmError(`the peer says nothing for ${timeoutMs} ms`)), timeoutMs);
+    await new Promise<void>((resolve) => {
+      this.#wake = resolve;
+    });
+    clearTimeout(timer);
+    this.#wake = () => undefined;
+  }
+}
+
+/** A sentence of the peer's, for a log and an answer. */
+function printable(sentence: string): string {
+  return sentence.replaceAll(/\p{Cc}/gu, ' ');
+}

@@ -1,0 +1,40 @@
+/** Sends a machine of this process to another VMM. */
+
+import { statSync } from 'node:fs';
+import type { CheckedConfig } from '../check-config.ts';
+import { VmConfigError } from '../errors.ts';
+import type { LongOperation } from '../long-operation.ts';
+import type { Machine } from '../machine.ts';
+import type { PeerAddress } from '../urls.ts';
+import { Channel } from './channel.ts';
+import { connectPeer } from './connect.ts';
+import { Sender, type SendOptions } from './sender.ts';
+
+/** How long a peer may be silent, or take nothing. */
+export const SILENCE_MS = 30_000;
+
+/**
+ * Kept when the destination has the guest: the machine is then to be closed.
+ * @throws UndecidedError - nobody knows; the machine is suspended
+ * @throws VmConfigError, VmError - it failed or was cancelled; the machine goes on as before
+ */
+export async function sendMachine(
+  machine: Machine,
+  config: CheckedConfig,
+  to: PeerAddress,
+  { paused, ...options }: SendOptions & { readonly paused: boolean },
+  operation: LongOperation,
+): Promise<void> {
+  const { file } = config.memory;
+  if (file !== undefined && statSync(file, { throwIfNoEntry: false })?.isDirectory() !== true) {
+    throw new VmConfigError(`memory.file: ${file} is a file, which the destination would write to as well`);
+  }
+  const channel = new Channel(await connectPeer(to, operation.signal), SILENCE_MS);
+  await machine.holdMemory(true);
+  try {
+    const { layout } = machine;
+    await new Sender(machine, channel, options, operation).run({ config, layout, isRunning: !paused });
+  } finally {
+    await machine.holdMemory(false);
+  }
+}

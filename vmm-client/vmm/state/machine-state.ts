@@ -1,0 +1,95 @@
+/**
+ * A machine that stands still: what it takes to go on, here or elsewhere, apart from its RAM. The order is the one in
+ * which parts touch each other: vCPUs finish what they asked of devices, devices finish what they do to memory; and the
+ * other way round, processors are there before devices interrupt them.
+ */
+
+import type { PcDevices } from '../legacy/pc-devices.ts';
+import type { PageRange } from '../migration/page-set.ts';
+import type { Processors } from '../processors.ts';
+import type { VirtioSlots } from '../virtio-slots.ts';
+import { fieldsOf } from './codec.ts';
+
+/** Plain data; each part is its owner's. */
+export interface MachineState {
+  readonly processors: unknown;
+  readonly slots: unknown;
+  readonly pc: unknown;
+}
+
+/** The parts of a machine that have a state. */
+export interface MachineParts {
+  readonly processors: Processors;
+  readonly slots: VirtioSlots;
+  readonly pc: PcDevices;
+}
+
+/** The parts of a machine, whichever they are at the time, running or standing still. */
+export class Standstill {
+  readonly #parts: () => MachineParts;
+  /** What the devices said when they were suspended; undefined while they run. */
+  #slots: unknown;
+  #isLogging = false;
+
+  constructor(parts: () => MachineParts) {
+    this.#parts = parts;
+  }
+
+  /**
+   * Holds the vCPUs, then suspends the devices. Nothing touches guest memory afterwards.
+   * @throws VmError - a vCPU has ended, or a device cannot: the devices go on, and `resume` is to be called
+   */
+  async suspend(): Promise<void> {
+    const { processors, pc, slots } = this.#parts();
+    // A vCPU that waits for who reads the serial port would not get out of there.
+    pc.release();
+    await processors.quiesce();
+    this.#slots = await slots.suspend();
+  }
+
+  /** Of a machine that is suspended. @throws VmError - a vCPU has ended */
+  async state(): Promise<MachineState> {
+    const { processors, pc } = this.#parts();
+    return { processors: await processors.save(), slots: this.#slots, pc: pc.save() };
+  }
+
+  /** Lets everything but the vCPUs go on. Idempotent. @throws VmError - a device does not */
+  async resume(): Promise<void> {
+    const { pc, slots } = this.#parts();
+    pc.restrain();
+    if (this.#slots === undefined) return;
+    this.#slots = undefined;
+    await slots.resume();
+  }
+
+  /** Puts a machine that has its memory and never ran into a state. @throws VmError - it is none, or another machine's */
+  async restore(value: unknown): Promise<void> {
+    const state = fieldsOf(value, 'state of the machine');
+    const { processors, slots, pc } = this.#parts();
+    processors.restore(state.processors);
+    pc.restore(state.pc);
+    await slots.restore(state.slots);
+  }
+
+  /** From now on what the guest and the devices write is noted. @throws VmError - a device cannot do that */
+  async startDirtyLog(): Promise<void> {
+    const { processors, slots } = this.#parts();
+    this.#isLogging = true;
+    await slots.startDirtyLog();
+    processors.vm.startDirtyLog();
+  }
+
+  takeDirty(): readonly PageRange[] {
+    const { processors, slots } = this.#parts();
+    return [...processors.vm.takeDirty(), ...slots.takeDirty()];
+  }
+
+  /** Idempotent. */
+  async stopDirtyLog(): Promise<void> {
+    if (!this.#isLogging) return;
+    this.#isLogging = false;
+    const { processors, slots } = this.#parts();
+    processors.vm.stopDirtyLog();
+    await slots.stopDirtyLog();
+  }
+}
