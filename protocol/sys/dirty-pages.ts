@@ -3,6 +3,11 @@
 export const DIRTY_PAGE_BYTES = 4096;
 const PAGES_PER_WORD = 32;
 const ALL_DIRTY = -1;
+/**
+ * Ranges that are kept apart; what comes behind them is joined to the last one, with the clean pages in between. A guest that
+ * writes every other page of 96 GiB would make 12 million, which take a gigabyte and seconds.
+ */
+export const MAX_DIRTY_RANGES = 2 ** 19;
 
 /** Bytes of guest memory that were written, in whole pages. */
 export interface DirtyRange {
@@ -27,17 +32,19 @@ export function appendDirtyRanges(words: Int32Array, pages: number, guestAddress
       const page = at * PAGES_PER_WORD + bit;
       if (isDirty && start === -1) start = page;
       if (isDirty || start === -1) continue;
-      append(ranges, guestAddress, start, page);
+      appendPages(ranges, guestAddress, start, page);
       start = -1;
     }
   }
-  if (start !== -1) append(ranges, guestAddress, start, pages);
+  if (start !== -1) appendPages(ranges, guestAddress, start, pages);
 }
 
-function append(ranges: DirtyRange[], guestAddress: number, from: number, to: number): void {
+/** Appends pages `from` to `to` (exclusive), counted from `guestAddress` on. They are behind all others. */
+export function appendPages(ranges: DirtyRange[], guestAddress: number, from: number, to: number): void {
   const first = guestAddress + from * DIRTY_PAGE_BYTES;
   const length = (to - from) * DIRTY_PAGE_BYTES;
   const last = ranges.at(-1);
-  if (last === undefined || last.guestAddress + last.length !== first) ranges.push({ guestAddress: first, length });
-  else ranges[ranges.length - 1] = { guestAddress: last.guestAddress, length: last.length + length };
+  const isApart = last !== undefined && last.guestAddress + last.length !== first;
+  if (last === undefined || (isApart && ranges.length < MAX_DIRTY_RANGES)) ranges.push({ guestAddress: first, length });
+  else ranges[ranges.length - 1] = { guestAddress: last.guestAddress, length: first + length - last.guestAddress };
 }

@@ -7,6 +7,13 @@ import { COLOURS as BLK_COLOURS, chartSections as blkChartSections, renderBlk } 
 import { WORKLOADS as BLK_WORKLOADS, FOOTPRINT } from './blk/workloads.ts';
 import { drawChart } from './chart.ts';
 import { Children, CommandError } from './children.ts';
+import { type MigrationResults, measureMigration } from './migration/measure.ts';
+import {
+  COLOURS as MIGRATION_COLOURS,
+  chartSections as migrationChartSections,
+  renderMigration,
+} from './migration/report.ts';
+import { WORKLOADS as MIGRATION_WORKLOADS } from './migration/workloads.ts';
 import { measureNet, type NetResults } from './net/measure.ts';
 import { COLOURS as NET_COLOURS, chartSections as netChartSections, renderNet } from './net/report.ts';
 import { WORKLOADS as NET_WORKLOADS } from './net/workloads.ts';
@@ -41,6 +48,7 @@ interface Results {
   net?: NetResults;
   vsock?: VsockResults;
   vm?: VmResults;
+  migration?: MigrationResults;
 }
 
 const NAMES: Record<PartName, readonly string[]> = {
@@ -49,6 +57,7 @@ const NAMES: Record<PartName, readonly string[]> = {
   net: [...NET_WORKLOADS.map((workload) => workload.name), FOOTPRINT],
   vsock: [...VSOCK_WORKLOADS.map((workload) => workload.name), FOOTPRINT],
   vm: [...VM_WORKLOADS.map((workload) => workload.name), EXITS],
+  migration: MIGRATION_WORKLOADS.map((workload) => workload.name),
 };
 const DEFAULTS: Record<PartName, { rounds: number; seconds: number }> = {
   blk: { rounds: 5, seconds: 3 },
@@ -56,6 +65,7 @@ const DEFAULTS: Record<PartName, { rounds: number; seconds: number }> = {
   net: { rounds: 3, seconds: 2 },
   vsock: { rounds: 5, seconds: 2 },
   vm: { rounds: 5, seconds: 2 },
+  migration: { rounds: 5, seconds: 2 },
 };
 const QUICK = { rounds: 2, seconds: 1 };
 const REPORT = path.join('docs', 'benchmarks.md');
@@ -65,6 +75,7 @@ const CHARTS: Record<PartName, string> = {
   net: path.join('docs', 'benchmarks-net.svg'),
   vsock: path.join('docs', 'benchmarks-vsock.svg'),
   vm: path.join('docs', 'benchmarks-vm.svg'),
+  migration: path.join('docs', 'benchmarks-migration.svg'),
 };
 
 function positive(text: string): number {
@@ -77,22 +88,18 @@ function parseOptions(): { parts: readonly PartName[]; options: Options } {
   const collect = (text: string, before: string[]) => [...before, text];
   const command = new Command('scripts/bench')
     .description(
-      'Measures vhost-user-blk against qemu-storage-daemon and fio and against itself with other rings, vhost-user-net against DPDK, passt and bare loops on a TAP, vhost-user-vsock against socat, and ringside vm against QEMU.',
+      'Measures vhost-user-blk against qemu-storage-daemon and fio and against itself with other rings, vhost-user-net against DPDK, passt and bare loops on a TAP, vhost-user-vsock against socat, and ringside vm and its migrations against QEMU.',
     )
     .addArgument(new Argument('[part]', 'what to measure; everything by default').choices(PART_NAMES))
     .option('--only <name>', 'one workload, may be repeated (the names are below)', collect, [])
-    .option(
-      '--rounds <number>',
-      'runs of each participant in each workload (blk: 5, rings: 5, net: 3, vsock: 5, vm: 5)',
-      positive,
-    )
-    .option('--seconds <number>', 'measured time of a run (blk: 3, rings: 2, net: 2, vsock: 2, vm: 2)', positive)
+    .option('--rounds <number>', 'runs of each participant in each workload (net: 3, the others: 5)', positive)
+    .option('--seconds <number>', 'measured time of a run (blk: 3, the others: 2)', positive)
     .option('--quick', '2 rounds of 1 second: shows that it works, proves little', false)
     .option('--json <file>', 'write all results to this file')
     .option('--report', `write ${REPORT} and charts; of a part that was not measured, the old ones stay`, false)
     .option('--daemon-option <option>', 'pass an option to our daemon, may be repeated', collect, [])
     .option('--poll-client', 'blk: the client spins instead of sleeping until something completes', false)
-    .option('--dir <folder>', 'blk, rings, vm: where the image is made: on a disk, not in memory', '.cache')
+    .option('--dir <folder>', 'blk, rings, vm, migration: where files are made: on a disk, not in memory', '.cache')
     .option('--image-mib <number>', 'blk, rings: size of the image', positive, 1024)
     .option(
       '--image-write-bytes <number>',
@@ -126,10 +133,13 @@ async function measure(children: Children, parts: readonly PartName[], options: 
   if (parts.includes('net')) results.net = await measureNet(children, settingsOf('net'), isWanted, log);
   if (parts.includes('vsock')) results.vsock = await measureVsock(children, settingsOf('vsock'), isWanted, log);
   if (parts.includes('vm')) results.vm = await measureVm(children, settingsOf('vm'), isWanted, log);
+  if (parts.includes('migration')) {
+    results.migration = await measureMigration(children, settingsOf('migration'), isWanted, log);
+  }
   return results;
 }
 
-function writeResults({ blk, rings, net, vsock, vm }: Results): string[] {
+function writeResults({ blk, rings, net, vsock, vm, migration }: Results): string[] {
   const sections: Sections = {};
   const charts: string[] = [];
   const chartName = (part: PartName) => path.basename(CHARTS[part]);
@@ -156,6 +166,10 @@ function writeResults({ blk, rings, net, vsock, vm }: Results): string[] {
   if (vm) {
     sections.vm = renderVm(vm, chartName('vm'));
     writeChart('vm', drawChart(vmChartSections(vm), VM_COLOURS));
+  }
+  if (migration) {
+    sections.migration = renderMigration(migration, chartName('migration'));
+    writeChart('migration', drawChart(migrationChartSections(migration), MIGRATION_COLOURS));
   }
   writeReport(REPORT, sections);
   return [REPORT, ...charts];

@@ -12,10 +12,10 @@ import {
   type PartResults,
 } from './results.ts';
 
-export type PartName = 'blk' | 'rings' | 'net' | 'vsock' | 'vm';
+export type PartName = 'blk' | 'rings' | 'net' | 'vsock' | 'vm' | 'migration';
 
 /** In the order of the report. */
-export const PART_NAMES: readonly PartName[] = ['blk', 'rings', 'net', 'vsock', 'vm'];
+export const PART_NAMES: readonly PartName[] = ['blk', 'rings', 'net', 'vsock', 'vm', 'migration'];
 
 export type Sections = Partial<Record<PartName, string>>;
 

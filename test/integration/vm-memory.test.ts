@@ -157,6 +157,18 @@ describeWithPeers(vmGuestPeers, 'Memory of the virtual machine', () => {
     expect(vmm.guest.number('mem.size')).toBe(200 * MiB);
   });
 
+  it('is there from the start for a disk that the IOMMU lets past', async () => {
+    const image = createImage(join(cleanup.directory(), 'disk'), 16 * MiB);
+    const disk = await BlkBackend.start(cleanup, { image, extra: ['--iommu'] });
+    const vmm = VmmProcess.run(cleanup, {
+      parameters: { job: 'mem', iommu: 'bypass' },
+      memory: 'size=128M,hotplug_size=512M,hotplugged_size=200M',
+      disks: [`socket=${disk.socket},iommu=on`],
+    });
+    expect(await vmm.child.waitForClose(DEADLINE_MS)).toEqual(SHUT_DOWN);
+    expect(vmm.guest.numbers('mem')).toMatchObject({ size: 200 * MiB, failures: 0, mismatches: 0 });
+  });
+
   it('goes along with a guest that is saved, restored, and migrates', async () => {
     const directory = cleanup.directory();
     const [first, second] = [VmmProcess.serve(cleanup), VmmProcess.serve(cleanup)];

@@ -3,9 +3,9 @@
 import { existsSync, readdirSync, readlinkSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
-import { expect, it } from 'vitest';
-import type { Cleanup } from '../support/cleanup.ts';
-import { cleanupAfterEach } from '../support/cleanup.ts';
+import { beforeAll, expect, it } from 'vitest';
+import { BlkBackend } from '../support/backend-process.ts';
+import { type Cleanup, cleanupAfterAll, cleanupAfterEach } from '../support/cleanup.ts';
 import { eventually } from '../support/frontend/process-probe.ts';
 import { VsockDaemon } from '../support/frontend/vsock-daemon.ts';
 import { createImage } from '../support/image.ts';
@@ -33,25 +33,28 @@ const echo = async (cleanup: Cleanup, uds: string): Promise<void> => {
   await new Promise<void>((resolve) => server.listen(`${uds}_${ECHO_PORT}`, resolve));
 };
 
-/** Back ends of the network and the sockets at one of two places. */
+/** Back ends at one of two places. Both disks are one image: its lock goes with the guest. */
 interface Place {
+  readonly disk: BlkBackend;
   readonly net: NetBackend;
   readonly vsock: VsockDaemon;
   readonly overrides: readonly DeviceOverride[];
 }
 
-const openPlace = async (cleanup: Cleanup, namespace: NetworkNamespace, tap: string): Promise<Place> => {
+const openPlace = async (cleanup: Cleanup, namespace: NetworkNamespace, tap: string, image: string): Promise<Place> => {
   await namespace.addTap(tap, { bridge: 'br0' });
-  const [net, vsock] = await Promise.all([
+  const [disk, net, vsock] = await Promise.all([
+    BlkBackend.start(cleanup, { image, extra: ['--incoming'] }),
     NetBackend.start(cleanup, { namespace, tap, ctrlVq: true, extra: [`--mac=${MAC}`] }),
     VsockDaemon.start(cleanup, { cid: CID }),
   ]);
   await echo(cleanup, vsock.uds);
   const overrides = [
+    { id: 'disk', socket: disk.socket },
     { id: 'net', socket: net.socket },
     { id: 'vsock', socket: vsock.socket },
   ];
-  return { net, vsock, overrides };
+  return { disk, net, vsock, overrides };
 };
 
 /** Descriptors of a VMM that a guest has left, without the connections of its API, which come and go. */
@@ -72,14 +75,15 @@ describeWithPeers([...vmGuestPeers, ...namespacePeers], 'A guest with disk, netw
     const namespace = await NetworkNamespace.create(cleanup);
     await namespace.addBridge('br0');
     await namespace.run(`ip addr add ${HOST_ADDRESS}/24 dev br0`);
-    const places = [await openPlace(cleanup, namespace, 'tapa'), await openPlace(cleanup, namespace, 'tapb')] as const;
     const directory = cleanup.directory();
     const image = createImage(join(directory, 'disk'), 4 * MiB);
+    const open = (tap: string): Promise<Place> => openPlace(cleanup, namespace, tap, image);
+    const places = [await open('tapa'), await open('tapb')] as const;
     const guest = await MovingGuest.start(cleanup, {
-      parameters: { disk: 1, net: 1, vsock: 1, peer: HOST_ADDRESS },
+      parameters: { disk: 1, net: 1, vsock: 1, peer: HOST_ADDRESS, every: 20 },
       cpus: 2,
       devices: {
-        disks: [{ id: 'disk', path: image }],
+        disks: [{ id: 'disk', vhost_socket: places[0].disk.socket }],
         net: [{ id: 'net', vhost_socket: places[0].net.socket, mac: MAC }],
         vsock: { id: 'vsock', cid: CID, socket: places[0].vsock.socket },
       },
@@ -90,13 +94,10 @@ describeWithPeers([...vmGuestPeers, ...namespacePeers], 'A guest with disk, netw
       const here = places[(round + 1) % 2] as Place;
       const there = places[round % 2] as Place;
       const url = round % 2 === 0 ? `unix:${join(directory, 'm')}` : 'tcp:127.0.0.1:17321';
-      const [daemon = 0] = guest.source.daemons();
-      if (round % 5 === 1) process.kill(daemon, 'SIGKILL');
       const moving = guest.migrate(url, there.overrides);
-      if (round % 5 === 3) {
-        await here.net.kill9();
-        await here.net.restart();
-      }
+      const killed = [undefined, here.disk, undefined, here.net][round % 5];
+      await killed?.kill9();
+      await killed?.restart();
       const { downtime_ms: downtime = Number.NaN } = await moving;
       downtimes.push(downtime);
       await guest.works();
@@ -110,12 +111,11 @@ describeWithPeers([...vmGuestPeers, ...namespacePeers], 'A guest with disk, netw
       if (round > 4 && round % 2 === 0) expect(idle).toBeLessThanOrEqual(held);
     }
     await guest.works(2);
-    expect(guest.number('pattern.progress')).toBeGreaterThan(50);
     expect(guest.number('net.unanswered')).toBe(0);
     expect(guest.number('net.mismatches')).toBe(0);
     expect(guest.number('vsock.broken')).toBe(0);
     expect(guest.number('vsock.mismatches')).toBe(0);
-    expect(guest.number('net.answers')).toBeGreaterThan(ROUNDS);
+    expect(guest.number('net.answers')).toBeGreaterThan(0);
     expect(guest.number('vsock.complete')).toBeGreaterThan(0);
     expect(guest.number('vsock.resets')).toBeGreaterThan(0);
     downtimes.sort((a, b) => a - b);
@@ -124,27 +124,24 @@ describeWithPeers([...vmGuestPeers, ...namespacePeers], 'A guest with disk, netw
 });
 
 describeWithPeers(vmGuestPeers, 'A migration that does not come to its end', () => {
-  const cleanup = cleanupAfterEach();
+  const cleanup = cleanupAfterAll();
   const BEFORE_GO = ['config', 'pages', 'round', 'state'] as const;
+  /** With a disk, and more memory written than one batch. It goes on from one test to the next. */
+  let guest: MovingGuest;
+  let path: string;
 
-  /** A guest with a disk, which writes more than one batch of memory. */
-  const start = async () => {
+  beforeAll(async () => {
     const directory = cleanup.directory();
     const image = createImage(join(directory, 'disk'), 4 * MiB);
-    const guest = await MovingGuest.start(cleanup, {
-      parameters: { disk: 1, touch: 1000 },
+    path = join(directory, 'm');
+    guest = await MovingGuest.start(cleanup, {
+      parameters: { disk: 1, touch: 1000, every: 10 },
       devices: { disks: [{ id: 'disk', path: image }] },
     });
-    return { guest, path: join(directory, 'm') };
-  };
+  });
 
   /** Migrates through a proxy that does something before a frame of the source's goes on. Returns both answers. */
-  const migrateWith = async (
-    guest: MovingGuest,
-    path: string,
-    frame: keyof typeof FRAME,
-    act: (proxy: MigrationProxy) => void | Promise<void>,
-  ) => {
+  const migrateWith = async (frame: keyof typeof FRAME, act: (proxy: MigrationProxy) => void | Promise<void>) => {
     const between = join(cleanup.directory(), 'p');
     await MigrationProxy.listen(cleanup, between, path, FRAME[frame], act);
     const { answer } = await guest.receive(`unix:${path}`);
@@ -153,87 +150,82 @@ describeWithPeers(vmGuestPeers, 'A migration that does not come to its end', () 
   };
 
   /** The guest runs on where it is, and nothing is left of it elsewhere. */
-  const stays = async (guest: MovingGuest): Promise<void> => {
+  const stays = async (): Promise<void> => {
     expect(await guest.source.state()).toBe('Running');
     expect((await guest.destination.request('GET', 'vm.info')).status).toBe(404);
     await leftovers(guest.destination);
     await guest.works();
   };
 
-  const goes = async (guest: MovingGuest, path: string): Promise<void> => {
+  const goes = async (): Promise<void> => {
     await guest.migrate(`unix:${path}`);
-    await guest.works(2);
+    await guest.works();
   };
 
-  it('because the connection breaks lets the guest go on', async () => {
-    const { guest, path } = await start();
-    for (const frame of BEFORE_GO) {
-      const answers = await migrateWith(guest, path, frame, (proxy) => proxy.cut());
-      expect(answers).toMatchObject([{ status: 500 }, { status: 500 }]);
-      await stays(guest);
+  it('is tried again until it does, with the daemon of the disk killed on the way', async () => {
+    for (let round = 0; round < 4; round += 1) {
+      process.kill(guest.source.daemons()[0] ?? 0, 'SIGKILL');
+      await goes();
     }
-    await goes(guest, path);
+  });
+
+  it('because the connection breaks lets the guest go on', async () => {
+    for (const frame of BEFORE_GO) {
+      const answers = await migrateWith(frame, (proxy) => proxy.cut());
+      expect(answers).toMatchObject([{ status: 500 }, { status: 500 }]);
+      await stays();
+    }
+    await goes();
   });
 
   it('because the connection breaks at GO leaves the guest paused, until somebody who knows lets it go on', async () => {
-    const { guest, path } = await start();
-
-    const [sent, received] = await migrateWith(guest, path, 'go', (proxy) => proxy.cut());
+    const [sent, received] = await migrateWith('go', (proxy) => proxy.cut());
 
     const sentence = /was told to run the guest .* the guest is paused here; vm.resume it if it does not run there/;
     expect(sent).toMatchObject({ status: 500, body: [expect.stringMatching(sentence), expect.anything()] });
     expect(received).toMatchObject({ status: 500 });
     expect(await guest.source.state()).toBe('Paused');
+    // Neither a snapshot nor another migration lets guest or devices go on, which may be at work elsewhere.
+    await guest.source.put('vm.snapshot', { destination_url: `file://${join(cleanup.directory(), 'snapshot')}` });
+    expect((await guest.send('unix:/nowhere')).status).toBe(500);
+    const [again] = await migrateWith('state', (proxy) => proxy.cut());
+    expect(again.status).toBe(500);
+    expect(await guest.source.state()).toBe('Paused');
     await guest.source.put('vm.resume');
-    await stays(guest);
-    await goes(guest, path);
+    await stays();
+    await goes();
   });
 
   it('because the destination is killed lets the guest go on', async () => {
-    const { guest, path } = await start();
     for (const frame of BEFORE_GO) {
-      const [sent] = await migrateWith(guest, path, frame, () => guest.destination.child.kill('SIGKILL'));
+      const [sent] = await migrateWith(frame, () => guest.destination.child.kill('SIGKILL'));
       expect(sent.status).toBe(500);
       guest.replaceDestination(cleanup);
-      await stays(guest);
+      await stays();
     }
-    await goes(guest, path);
+    await goes();
   });
 
   it('because it is cancelled lets the guest go on', async () => {
-    const { guest, path } = await start();
     for (const frame of BEFORE_GO) {
       for (const vmm of [guest.source, guest.destination]) {
-        const answers = await migrateWith(guest, path, frame, () => vmm.put('vm.cancel-migration'));
+        const answers = await migrateWith(frame, () => vmm.put('vm.cancel-migration'));
         expect(answers).toMatchObject([{ status: 500 }, { status: 500 }]);
         const progress = await guest.progress(vmm);
         expect(progress).toMatchObject({
           phase: 'cancelled',
           error: `${progress.operation}: cancelled by vm.cancel-migration`,
         });
-        await stays(guest);
+        await stays();
       }
     }
-    await goes(guest, path);
-  });
-
-  it('because the guest is shut down at the source is over', async () => {
-    const { guest, path } = await start();
-
-    const answers = await migrateWith(guest, path, 'round', () => guest.source.put('vm.shutdown'));
-
-    expect(answers).toMatchObject([
-      { status: 500, body: ['vm.send-migration: send-migration: the VM is shut down'] },
-      { status: 500 },
-    ]);
-    expect(await guest.source.state()).toBe('Created');
+    await goes();
   });
 
   it('because it can be changed by nothing meanwhile: requests are refused', async () => {
-    const { guest, path } = await start();
     const statuses: number[] = [];
 
-    const answers = await migrateWith(guest, path, 'round', async () => {
+    const answers = await migrateWith('round', async () => {
       for (const route of ['vm.pause', 'vm.reboot', 'vm.boot']) {
         statuses.push((await guest.source.request('PUT', route)).status);
       }
@@ -242,28 +234,35 @@ describeWithPeers(vmGuestPeers, 'A migration that does not come to its end', () 
 
     expect(statuses).toEqual([405, 405, 405]);
     expect(answers[0].status).toBe(500);
-    await stays(guest);
+    await stays();
   });
 
   it('because nobody listens says so', async () => {
-    const { guest, path } = await start();
-
     const sent = await guest.send(`unix:${path}`);
 
     expect(sent).toMatchObject({
       status: 500,
       body: [expect.stringMatching(/connecting to .*: connect ENOENT/)],
     });
-    await stays(guest);
+    await stays();
   });
 
   it('leaves no socket when the destination stops waiting', async () => {
-    const { guest, path } = await start();
     const { answer } = await guest.receive(`unix:${path}`);
 
     await guest.destination.put('vm.cancel-migration');
 
     expect((await answer).status).toBe(500);
     expect(existsSync(path)).toBe(false);
+  });
+
+  it('because the guest is shut down at the source is over', async () => {
+    const answers = await migrateWith('round', () => guest.source.put('vm.shutdown'));
+
+    expect(answers).toMatchObject([
+      { status: 500, body: ['vm.send-migration: send-migration: the VM is shut down'] },
+      { status: 500 },
+    ]);
+    expect(await guest.source.state()).toBe('Created');
   });
 });

@@ -11,82 +11,38 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
-import { expect, it } from 'vitest';
-import { cleanupAfterEach } from '../support/cleanup.ts';
+import { beforeAll, expect, it } from 'vitest';
+import { BlkBackend } from '../support/backend-process.ts';
+import { cleanupAfterAll, cleanupAfterEach } from '../support/cleanup.ts';
 import { eventually } from '../support/frontend/process-probe.ts';
 import { createImage } from '../support/image.ts';
 import { describeWithPeers } from '../support/peers.ts';
-import { MovingGuest, type MovingOptions } from '../support/vm/moving-guest.ts';
+import { MovingGuest } from '../support/vm/moving-guest.ts';
 import { vmGuestPeers } from '../support/vm/vmm-process.ts';
 
 const MiB = 1 << 20;
 const ROUNDS = 50;
 
 describeWithPeers(vmGuestPeers, 'A snapshot', () => {
-  const cleanup = cleanupAfterEach();
+  const cleanup = cleanupAfterAll();
+  /** With a disk that is served all the time. It goes on from one test to the next. */
+  let guest: MovingGuest;
+  let served: BlkBackend;
+  let path: string;
+  let url: string;
 
-  const start = async (options: MovingOptions = {}) => {
+  beforeAll(async () => {
     const directory = cleanup.directory();
-    const image = createImage(join(directory, 'disk'), 4 * MiB);
-    const guest = await MovingGuest.start(cleanup, {
-      parameters: { disk: 1 },
-      devices: { disks: [{ id: 'disk', path: image }] },
-      ...options,
+    path = join(directory, 'snapshot');
+    url = `file://${path}`;
+    served = await BlkBackend.start(cleanup, { image: createImage(join(directory, 'disk'), 4 * MiB) });
+    guest = await MovingGuest.start(cleanup, {
+      parameters: { disk: 1, every: 20 },
+      devices: { disks: [{ id: 'disk', vhost_socket: served.socket }] },
     });
-    const path = join(directory, 'snapshot');
-    return { guest, image, path, url: `file://${path}` };
-  };
-
-  it('is taken and restored 50 times, with daemons killed in between', async () => {
-    const { guest, image, path, url } = await start();
-    for (let round = 1; round <= ROUNDS; round += 1) {
-      const vmm = guest.source;
-      await vmm.put('vm.pause');
-      await vmm.put('vm.snapshot', { destination_url: url });
-      copyFileSync(image, `${image}.copy`);
-      await vmm.put('vm.resume');
-      // Elsewhere, what it does from here on never was.
-      await guest.works();
-      await vmm.put('vm.delete');
-      copyFileSync(`${image}.copy`, image);
-      guest.goesBack(round % 2 === 0);
-      await guest.source.put('vm.restore', { source_url: url, resume: true });
-      rmSync(path, { recursive: true });
-      if (round % 10 === 5) process.kill(guest.source.daemons()[0] ?? 0, 'SIGKILL');
-      await guest.works();
-    }
-    await guest.works(2);
-    const idle = guest.destination;
-    await eventually(
-      'memory of the VMM without a guest',
-      () => idle.memfds() + idle.daemons().length,
-      (n) => n === 0,
-    );
-  }, 180_000);
-
-  it('of two processors is restored paused, and goes on when it is told to', async () => {
-    const { guest, url, image } = await start({ cpus: 2, parameters: { disk: 0, touch: 500 } });
-    await guest.source.put('vm.pause');
-    await guest.source.put('vm.snapshot', { destination_url: url });
-    await guest.source.put('vm.delete');
-    createImage(`${image}.other`, 4 * MiB);
-    guest.goesBack(true);
-
-    await guest.source.put('vm.restore', {
-      source_url: url,
-      devices: [{ id: 'disk', path: `${image}.other` }],
-    });
-
-    expect(await guest.source.state()).toBe('Paused');
-    await guest.source.put('vm.resume');
-    await guest.works(2);
-    const { body } = await guest.source.request('GET', 'vm.info');
-    expect(body).toMatchObject({ config: { disks: [{ id: 'disk', path: `${image}.other` }] } });
   });
 
   it('needs a paused guest, and a directory without one', async () => {
-    const { guest, path, url } = await start();
-
     const running = await guest.source.request('PUT', 'vm.snapshot', { destination_url: url });
     expect(running).toMatchObject({ status: 405, body: ['vm.snapshot: the VM is not paused'] });
     expect(existsSync(path)).toBe(false);
@@ -101,11 +57,41 @@ describeWithPeers(vmGuestPeers, 'A snapshot', () => {
     expect(again).toMatchObject({ status: 400, body: [`vm.snapshot: ${path} has a snapshot already (state.json)`] });
 
     await guest.source.put('vm.resume');
-    await guest.works(2);
+    await guest.works();
+    rmSync(path, { recursive: true });
   });
 
+  it('is taken and restored 50 times, with the daemon of the disk killed in between', async () => {
+    const { image } = served;
+    for (let round = 1; round <= ROUNDS; round += 1) {
+      const vmm = guest.source;
+      await vmm.put('vm.pause');
+      await vmm.put('vm.snapshot', { destination_url: url });
+      copyFileSync(image, `${image}.copy`);
+      await vmm.put('vm.resume');
+      // Elsewhere, what it does from here on never was.
+      await guest.works();
+      await vmm.put('vm.delete');
+      copyFileSync(`${image}.copy`, image);
+      guest.goesBack(round % 2 === 0);
+      await guest.source.put('vm.restore', { source_url: url, resume: true });
+      rmSync(path, { recursive: true });
+      if (round % 10 === 5) {
+        await served.kill9();
+        await served.restart();
+      }
+      await guest.works();
+    }
+    await guest.works(2);
+    const idle = guest.destination;
+    await eventually(
+      'memory of the VMM without a guest',
+      () => idle.memfds() + idle.daemons().length,
+      (n) => n === 0,
+    );
+  }, 180_000);
+
   it('that is damaged brings no guest, and says why', async () => {
-    const { guest, path, url } = await start();
     await guest.source.put('vm.pause');
     await guest.source.put('vm.snapshot', { destination_url: url });
     await guest.source.put('vm.delete');
@@ -150,5 +136,37 @@ describeWithPeers(vmGuestPeers, 'A snapshot', () => {
       () => source.memfds() + source.daemons().length,
       (n) => n === 0,
     );
+  });
+});
+
+describeWithPeers(vmGuestPeers, 'A snapshot of a guest with two processors', () => {
+  const cleanup = cleanupAfterEach();
+
+  it('is restored paused, and goes on when it is told to', async () => {
+    const directory = cleanup.directory();
+    const image = createImage(join(directory, 'disk'), 4 * MiB);
+    const url = `file://${join(directory, 'snapshot')}`;
+    const guest = await MovingGuest.start(cleanup, {
+      cpus: 2,
+      parameters: { disk: 0, touch: 500, every: 20 },
+      devices: { disks: [{ id: 'disk', path: image }] },
+    });
+    await guest.source.put('vm.pause');
+    await guest.source.put('vm.snapshot', { destination_url: url });
+    await guest.source.put('vm.delete');
+    createImage(`${image}.other`, 4 * MiB);
+    guest.goesBack(true);
+
+    await guest.source.put('vm.restore', {
+      source_url: url,
+      devices: [{ id: 'disk', path: `${image}.other` }],
+    });
+
+    expect(await guest.source.state()).toBe('Paused');
+    process.kill(guest.source.daemons()[0] ?? 0, 'SIGKILL');
+    await guest.source.put('vm.resume');
+    await guest.works(2);
+    const { body } = await guest.source.request('GET', 'vm.info');
+    expect(body).toMatchObject({ config: { disks: [{ id: 'disk', path: `${image}.other` }] } });
   });
 });

@@ -198,6 +198,9 @@ describe('a daemon that dies', () => {
     expect(lines.filter((line) => /did not start: .*disk\.img/.test(line))).toHaveLength(5);
     expect(daemon.pid).toBeUndefined();
     expect(() => RawConnection.connect(daemon.socket)).toThrow();
+    // A front end dials on for a while: it is not to find whoever has the descriptor's number next.
+    await supervisor.start(diskDaemon({ id: 'b', path: randomImage(join(directory, 'b.img'), 1 << 20) }));
+    expect(() => RawConnection.connect(daemon.socket)).toThrow();
   });
 
   it('and is stopped in the pause before its next life is not started again', async () => {

@@ -210,12 +210,13 @@ describeWithPeers(
         cleanup.add(() => host.run(`kill ${pid} 2>/dev/null || :`));
         const sum = await host.run(`sha256sum <${image}`);
         const guest = await boot(peerPath('cloud kernel'), '--api-socket', api);
-        /** A request to the API; a process for each would take seconds there. */
-        const put = (route: string, body: object): Promise<string> => {
-          const text = JSON.stringify(body);
-          const head = `PUT /api/v1/${route} HTTP/1.0\\r\\nContent-Length: ${text.length}\\r\\n\\r\\n`;
-          return host.run(`printf '${head}${text}' | socat -t 0.1 -,ignoreeof UNIX-CONNECT:${api}`);
+        /** A request to the API; a process of ours for each would take seconds there. */
+        const ask = (request: string, body = ''): string => {
+          const head = `${request} HTTP/1.0\\r\\nContent-Length: ${body.length}\\r\\n\\r\\n`;
+          return `printf '${head}${body}' | socat -t 0.1 -,ignoreeof UNIX-CONNECT:${api}`;
         };
+        const put = (route: string, body: object): Promise<string> =>
+          host.run(ask(`PUT /api/v1/${route}`, JSON.stringify(body)));
         const add = async (slot: number): Promise<void> => {
           expect(await put('vm.add-disk', { vhost_socket: socket, id: 'data' })).toContain(
             `{"id":"data","slot":${slot}}`,
@@ -224,7 +225,14 @@ describeWithPeers(
         };
         const remove = async (): Promise<void> => {
           expect(await put('vm.remove-device', { id: 'data' })).toMatch(/^HTTP\/1\.[01] 204 /);
-          await guest.waitUntil('[ ! -b /dev/vda ]', 30_000);
+          await host.run(`for i in $(seq 300); do
+              case "$(${ask('GET /api/v1/vm.info')})" in
+                *'"data"'*) usleep 100000 ;;
+                *) exit ;;
+              esac
+            done
+            exit 1`);
+          await guest.run('[ ! -b /dev/vda ]');
         };
 
         await add(0);

@@ -7,13 +7,14 @@
  * Bits are taken by exchanging whole words, so that none that is set meanwhile is lost.
  */
 
-import { DIRTY_PAGE_BYTES, type DirtyRange } from '../../protocol/sys/dirty-pages.ts';
+import { appendPages, DIRTY_PAGE_BYTES, type DirtyRange } from '../../protocol/sys/dirty-pages.ts';
 import { MAX_VIEW_BYTES, SharedMapping } from '../../protocol/sys/mapping.ts';
 import { createSealedMemfd, type OwnedFd } from '../../protocol/sys/owned-fd.ts';
 
 export type { DirtyRange };
 
 const PAGES_PER_WORD = 32;
+const ALL_DIRTY = -1;
 const MAP_BYTES = 4096;
 
 export class DirtyBitmap {
@@ -50,8 +51,13 @@ export class DirtyBitmap {
   /** Marks the pages of a range, as a back end does. The range is covered. */
   mark({ guestAddress, length }: DirtyRange): void {
     const end = Math.ceil((guestAddress + length) / DIRTY_PAGE_BYTES);
-    for (let page = Math.floor(guestAddress / DIRTY_PAGE_BYTES); page < end; page++) {
-      Atomics.or(this.#words, Math.floor(page / PAGES_PER_WORD), 1 << (page % PAGES_PER_WORD));
+    for (let page = Math.floor(guestAddress / DIRTY_PAGE_BYTES); page < end; ) {
+      const at = Math.floor(page / PAGES_PER_WORD);
+      const next = Math.min(end, (at + 1) * PAGES_PER_WORD);
+      // Whole words at once: all of a large memory is marked in one go.
+      const bits = next - page === PAGES_PER_WORD ? ALL_DIRTY : ((1 << (next - page)) - 1) << (page % PAGES_PER_WORD);
+      Atomics.or(this.#words, at, bits);
+      page = next;
     }
   }
 
@@ -68,11 +74,11 @@ export class DirtyBitmap {
         const isDirty = ((word >>> bit) & 1) === 1;
         if (isDirty && start === -1) start = page;
         if (isDirty || start === -1) continue;
-        ranges.push(rangeOf(start, page));
+        appendPages(ranges, 0, start, page);
         start = -1;
       }
     }
-    if (start !== -1) ranges.push(rangeOf(start, this.#words.length * PAGES_PER_WORD));
+    if (start !== -1) appendPages(ranges, 0, start, this.#words.length * PAGES_PER_WORD);
     return ranges;
   }
 
@@ -81,8 +87,4 @@ export class DirtyBitmap {
     this.#mapping.retire();
     this.memfd.close();
   }
-}
-
-function rangeOf(start: number, end: number): DirtyRange {
-  return { guestAddress: start * DIRTY_PAGE_BYTES, length: (end - start) * DIRTY_PAGE_BYTES };
 }

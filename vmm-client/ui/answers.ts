@@ -7,8 +7,12 @@ import type { DeviceReport, QueueReport, QueueState } from '../vmm/queues/queue-
 
 type Fields = Readonly<Record<string, unknown>>;
 
-/** Of lists: more than a machine can have. */
-const MAX_LIST = 4096;
+/** Of lists: at least what a machine can have. */
+const MAX_DEVICES = 64;
+const MAX_QUEUES = 256;
+const MAX_VCPUS = 1024;
+/** Of counters: devices and vCPUs. */
+const MAX_COUNTED = MAX_DEVICES + MAX_VCPUS;
 /** Of names. */
 const MAX_TEXT = 256;
 
@@ -16,8 +20,8 @@ function fieldsOf(value: unknown): Fields {
   return typeof value === 'object' && value !== null && !Array.isArray(value) ? (value as Fields) : {};
 }
 
-function listOf(value: unknown): readonly Fields[] {
-  return Array.isArray(value) ? value.slice(0, MAX_LIST).map(fieldsOf) : [];
+function listOf(value: unknown, most: number): readonly Fields[] {
+  return Array.isArray(value) ? value.slice(0, most).map(fieldsOf) : [];
 }
 
 function textOf(value: unknown, otherwise = ''): string {
@@ -45,7 +49,7 @@ export function readInfo(answer: unknown): InfoAnswer {
   return {
     state: textOf(state, 'unknown'),
     memoryBytes: numberOf(memory_actual_size),
-    vcpus: numberOf(fieldsOf(cpus).boot_vcpus),
+    vcpus: Math.floor(Math.min(numberOf(fieldsOf(cpus).boot_vcpus), MAX_VCPUS)),
     serialMode: textOf(fieldsOf(serial).mode, 'Off'),
   };
 }
@@ -80,7 +84,7 @@ function readDevice(device: Fields): DeviceReport {
     kind: textOf(device.kind, 'device'),
     status: oneOf(STATUSES, device.status, 'down'),
     backend: backend === 'connected' || backend === 'away' ? backend : null,
-    queues: listOf(device.queues).map(readQueue),
+    queues: listOf(device.queues, MAX_QUEUES).map(readQueue),
   };
 }
 
@@ -94,8 +98,8 @@ export function readQueues(answer: unknown): QueuesAnswer {
   const { at_ms, devices, vcpus } = fieldsOf(answer);
   return {
     atMs: numberOf(at_ms),
-    devices: listOf(devices).map(readDevice),
-    vcpus: listOf(vcpus).map((each) => ({ index: numberOf(each.index), cpuMs: numberOf(each.cpu_ms) })),
+    devices: listOf(devices, MAX_DEVICES).map(readDevice),
+    vcpus: listOf(vcpus, MAX_VCPUS).map((each) => ({ index: numberOf(each.index), cpuMs: numberOf(each.cpu_ms) })),
   };
 }
 
@@ -104,7 +108,7 @@ export type ExitCounts = ReadonlyMap<number, ReadonlyMap<string, number>>;
 
 export function readExits(answer: unknown): ExitCounts {
   const all = new Map<number, ReadonlyMap<string, number>>();
-  for (const [name, counters] of Object.entries(fieldsOf(answer)).slice(0, MAX_LIST)) {
+  for (const [name, counters] of Object.entries(fieldsOf(answer)).slice(0, MAX_COUNTED)) {
     const index = /^vcpu(\d{1,4})$/.exec(name)?.[1];
     if (index === undefined) continue;
     const counts = Object.entries(fieldsOf(counters))

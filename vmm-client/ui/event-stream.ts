@@ -1,6 +1,6 @@
 /**
- * Server-sent events: one answer that goes on. A reader that does not keep up is cut off when MAX_WAITING_BYTES wait for it;
- * its browser comes back by itself. Source: HTML Living Standard, 9.2 Server-sent events.
+ * Server-sent events: one answer that goes on. A reader that does not keep up is cut off when MAX_WAITING_BYTES wait for it
+ * and there is more to say; its browser comes back by itself. Source: HTML Living Standard, 9.2 Server-sent events.
  */
 
 import type { ServerResponse } from 'node:http';
@@ -61,8 +61,10 @@ export class EventStream {
 
   #write(text: string): void {
     if (this.#closed) return;
-    this.#response.write(text);
-    if (this.#response.writableLength <= MAX_WAITING_BYTES) return;
+    if (this.#response.writableLength <= MAX_WAITING_BYTES) {
+      this.#response.write(text);
+      return;
+    }
     this.#response.destroy();
     this.close();
   }

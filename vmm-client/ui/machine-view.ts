@@ -90,14 +90,14 @@ function busiest(devices: readonly DeviceReport[]): { device: DeviceReport; queu
   return all.filter(({ queue }) => queue.state === 'busy').sort((a, b) => b.queue.rate - a.queue.rate)[0];
 }
 
-const STILL: Readonly<Record<string, string>> = {
-  Created: 'created, not started',
-  Shutdown: 'shut down',
-  none: 'no machine was created',
-};
+const STILL: ReadonlyMap<string, string> = new Map([
+  ['Created', 'created, not started'],
+  ['Shutdown', 'shut down'],
+  ['none', 'no machine was created'],
+]);
 
 function judge(state: string, devices: readonly DeviceReport[], vcpus: readonly VcpuView[]): Verdict {
-  const still = STILL[state];
+  const still = STILL.get(state);
   if (still !== undefined) return { severity: 'still', headline: still };
   const verdicts = devices.flatMap((device) => judgeDevice(device) ?? []);
   const first = verdicts.find(({ severity }) => severity === 'bad') ?? verdicts[0];
@@ -115,12 +115,12 @@ function judge(state: string, devices: readonly DeviceReport[], vcpus: readonly 
   return { severity: 'idle', headline: 'idle' };
 }
 
-const ACTIONS_IN: Readonly<Record<string, readonly Action[]>> = {
-  Created: ['boot'],
-  Shutdown: ['boot'],
-  Running: ['pause', 'reboot', 'shutdown'],
-  Paused: ['resume', 'reboot', 'shutdown'],
-};
+const ACTIONS_IN: ReadonlyMap<string, readonly Action[]> = new Map<string, readonly Action[]>([
+  ['Created', ['boot']],
+  ['Shutdown', ['boot']],
+  ['Running', ['pause', 'reboot', 'shutdown']],
+  ['Paused', ['resume', 'reboot', 'shutdown']],
+]);
 
 export interface MachineName {
   readonly key: string;
@@ -148,7 +148,7 @@ export function viewMachine(
     vcpus,
     devices,
     operation: progress === null ? null : { ...progress, name: progress.operation },
-    actions: control ? (ACTIONS_IN[state] ?? []) : [],
+    actions: control ? (ACTIONS_IN.get(state) ?? []) : [],
     hasConsole: runs && round.info?.serialMode !== 'Off',
   };
 }

@@ -13,8 +13,17 @@ export function findSockets(directory: string): string[] {
   return readdirSync(directory)
     .sort()
     .map((name) => join(directory, name))
-    .filter((path) => statSync(path, { throwIfNoEntry: false })?.isSocket() === true)
+    .filter(isSocket)
     .slice(0, MAX_SOCKETS);
+}
+
+/** What cannot be looked at (a link to itself, say) is none. */
+function isSocket(path: string): boolean {
+  try {
+    return statSync(path).isSocket();
+  } catch {
+    return false;
+  }
 }
 
 /** The last `count` parts of a path, without the ending that says that it is a socket. */

@@ -12,7 +12,7 @@ import { fillHoles, nextFileData, punchHole } from '../../protocol/sys/sparse-fi
 import { O_RDWR } from '../../protocol/sys/storage.ts';
 import type { MemoryRegion } from '../../protocol/vhost-user/payloads.ts';
 import type { MemoryConfig } from './config.ts';
-import { VmConfigError } from './errors.ts';
+import { VmConfigError, VmError } from './errors.ts';
 import { HOLE_END, HOLE_START } from './layout.ts';
 
 const O_CREAT = 0o100;
@@ -50,6 +50,7 @@ export class GuestRam {
   #regions: readonly RamRegion[] = [];
   /** Those of them that are on their way out. */
   readonly #withdrawn = new Set<RamRegion>();
+  #closed = false;
 
   private constructor(config: MemoryConfig) {
     this.#config = config;
@@ -101,9 +102,10 @@ export class GuestRam {
 
   /**
    * Adds a piece, above all RAM that the machine started with. Of huge pages none are there before `reserve`.
-   * @throws SysError, VmConfigError - the host has not got it
+   * @throws SysError, VmConfigError - the host has not got it @throws VmError - RAM is closed
    */
   addRegion(start: number, length: number): RamRegion {
+    if (this.#closed) throw new VmError('RAM is gone: the machine has ended');
     // In a named file no other region is there: guest addresses of RAM are not below its offsets in the file.
     return this.#add({ start, length }, start, false);
   }
@@ -225,6 +227,7 @@ export class GuestRam {
 
   /** Unmaps and closes everything. KVM and the rings have let go of it. Idempotent. */
   close(): void {
+    this.#closed = true;
     const regions = this.#regions;
     this.#regions = [];
     this.#withdrawn.clear();

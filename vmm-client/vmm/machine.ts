@@ -74,6 +74,8 @@ export class Machine {
   #processors: Processors | undefined;
   #watch: MachineWatch | undefined;
   #isPaused = false;
+  /** Nobody knows whether the guest runs elsewhere. */
+  #mayBeElsewhere = false;
   /** It went on where another was, which the world does not know yet. */
   #isUnannounced = false;
   #ending: VcpuEnd | undefined;
@@ -163,6 +165,8 @@ export class Machine {
       iommu: this.#iommu,
     });
     pieces.tell(this.#slots);
+    // Of pieces that were there before the slots were, the devices hear from their drivers' start on, but for the IOMMU.
+    for (const region of ram.regions) await this.#iommu?.memoryAdded(region);
   }
 
   get #parts(): MachineParts & { readonly ram: GuestRam } {
@@ -187,6 +191,8 @@ export class Machine {
     await slots.reset();
     await this.#mem?.systemReset();
     pc.reset();
+    this.#mayBeElsewhere = false;
+    await this.#standstill.reset();
     this.#resets += 1;
     this.#start();
   }
@@ -200,6 +206,7 @@ export class Machine {
   /** Lets the guest run after `pause` or `restore`, with its devices where those stand still. Idempotent. */
   async resume(): Promise<void> {
     this.#isPaused = false;
+    this.#mayBeElsewhere = false;
     await this.goOn();
     await this.stopDirtyLog();
     if (!this.#isUnannounced) return;
@@ -230,8 +237,15 @@ export class Machine {
     return this.#standstill.state();
   }
 
+  /** Of a suspended machine whose guest may run elsewhere by now: neither it nor its devices go on before `resume`. */
+  keepSuspended(): void {
+    this.#isPaused = true;
+    this.#mayBeElsewhere = true;
+  }
+
   /** Goes on after `suspend`: the devices, and the guest where it was not paused. */
   async goOn(): Promise<void> {
+    if (this.#mayBeElsewhere) return;
     await this.#standstill.resume();
     if (this.#isPaused) return;
     for (const { fd } of this.#processors?.vcpus ?? []) noteGuestPaused(fd);

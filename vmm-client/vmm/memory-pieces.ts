@@ -74,13 +74,11 @@ export class MemoryPieces {
     const region = this.#ram.addRegion(piece.start, piece.length);
     try {
       await this.#users?.addMemory(region);
-      try {
-        this.#show(region);
-      } catch (error) {
-        await this.#users?.removeMemory(region);
-        throw error;
-      }
+      this.#show(region);
     } catch (error) {
+      // Also from devices that were not asked: one that was started meanwhile got all RAM that there was.
+      this.#ram.withdrawRegion(region);
+      await this.#users?.removeMemory(region);
       this.#ram.removeRegion(region);
       throw error;
     }

@@ -160,8 +160,8 @@ class Supervised implements SupervisedDaemon {
     this.#deaths = [...this.#deaths.filter((at) => now - at < DEATHS_WITHIN_MS), now];
     if (this.#deaths.length > MAX_DEATHS) {
       log.error(`${name}: ${program} ${how}, the last of ${this.#deaths.length} times in 10 s: giving it up`);
-      this.#closeSocket();
-      this.#onEnd(this);
+      // Front ends may dial on: the number of the socket's path is nobody else's before `stop`.
+      this.#listener.close();
       return;
     }
     log.warn(`${name}: ${program} ${how}: starting it again`);

@@ -1,11 +1,8 @@
 /**
  * The slots for virtio devices of a machine: all of them are always there, each a page of registers and an interrupt, and
- * devices come into them and go out of them, also while the guest runs. The page of an empty slot says so.
- *
- *     reads of registers      from the page itself, read-only memory of the guest: no exit
- *     writes of registers     exit to the transport of the slot
- *
- * slots/filled-slot.ts says how notifications go, hotplug/register-offsets.ts how the guest hears of changes.
+ * devices come into them and go out of them, also while the guest runs. Registers are read from the page itself, read-only
+ * memory of the guest, and without an exit; writes exit to the transport of the slot. slots/filled-slot.ts says how
+ * notifications go, hotplug/register-offsets.ts how the guest hears of changes.
  */
 
 import type { KvmVm } from '../../protocol/sys/kvm.ts';
@@ -14,7 +11,6 @@ import { createEventFd, type OwnedFd } from '../../protocol/sys/owned-fd.ts';
 import type { PinnedMemory } from '../../protocol/sys/pinned.ts';
 import type { DirtyRange } from '../frontend/dirty-bitmap.ts';
 import type { SharedRegion } from '../frontend/hand-over.ts';
-import type { IoMappings } from '../frontend/io-mappings.ts';
 import type { Bus, BusDevice } from './bus.ts';
 import { VmConfigError, VmConflictError } from './errors.ts';
 import { HotplugRegisters } from './hotplug/hotplug-registers.ts';
@@ -28,6 +24,7 @@ import {
 } from './layout.ts';
 import type { ObservedSlot } from './queues/observed.ts';
 import { FilledSlot, slotAddress } from './slots/filled-slot.ts';
+import { LeavingDevices } from './slots/leaving.ts';
 import { closeOpened, type OpenedDevice, type OpenOptions, openAll, openPlanned } from './slots/open-device.ts';
 import { isBehindIommu, isLocal, type PlannedDevice, type PlannedRemote } from './slots/plan.ts';
 import { HOTPLUG_PAGE, readPage, SLOT_PAGES, showPages } from './slots/register-pages.ts';
@@ -35,18 +32,9 @@ import { SlotTable } from './slots/slot-table.ts';
 import type { SlotsState } from './slots/slots-state.ts';
 import { showEmptySlot } from './virtio-mmio/register-page.ts';
 
-/** The machine's IOMMU, as far as devices in slots are its endpoints. An endpoint's number is its slot. */
-export interface SlotsIommu {
-  /** What is mapped for the device of a slot. */
-  endpoint(slot: number): IoMappings;
-  /** The machine is reset. */
-  systemReset(): void | Promise<void>;
-}
-
 export interface SlotsOptions extends OpenOptions {
   /** Where the registers go. */
   readonly bus: Bus;
-  readonly iommu?: SlotsIommu | undefined;
 }
 
 /** A device of a machine, for people. */
@@ -72,14 +60,11 @@ export class VirtioSlots {
   readonly #table = new SlotTable();
   /** Devices that are being opened. */
   readonly #coming = new Set<string>();
-  /** Devices that are in no slot any more and have not ended yet, by id. Never rejected. */
-  readonly #leaving = new Map<string, Promise<void>>();
+  readonly #leaving = new LeavingDevices();
   #vm: KvmVm | undefined;
   /** Slots that the guest's tables have as endpoints of the IOMMU. */
   #endpoints: readonly number[] = [];
   #isLogging = false;
-  /** What devices wrote that are gone since. */
-  #leftDirty: readonly DirtyRange[] = [];
 
   private constructor(options: SlotsOptions) {
     this.#options = options;
@@ -106,7 +91,7 @@ export class VirtioSlots {
       const fixed = planned.filter(({ slot }) => slot !== undefined);
       const others = planned.filter(({ slot }) => slot === undefined);
       const places = new Map([...fixed, ...others].map((each) => [each, slots.#take(each)]));
-      const opened = await openAll(planned.map((each) => slots.#openFor(each, places.get(each) as number)));
+      const opened = await openAll(planned.map((each) => openPlanned(each, places.get(each) as number, options)));
       const filled = await Promise.allSettled(
         opened.map((each) => slots.#fill(places.get(each.planned) as number, each)),
       );
@@ -137,7 +122,7 @@ export class VirtioSlots {
       slot.forget();
       if (slot.isRemovalRequested) void this.#takeOut(slot);
     }
-    await Promise.all([...this.#leaving.values(), ...this.#filled.map(({ transport }) => transport.reset())]);
+    await Promise.all([this.#leaving.ended(), ...this.#filled.map(({ transport }) => transport.reset())]);
     await this.#options.iommu?.systemReset();
     this.#hotplug.reset();
     this.#table.forgetUse();
@@ -158,7 +143,7 @@ export class VirtioSlots {
     const slot = this.#take(planned);
     this.#coming.add(id);
     try {
-      await this.#fill(slot, await this.#openFor(planned, slot));
+      await this.#fill(slot, await openPlanned(planned, slot, this.#options));
     } catch (error) {
       this.#table.giveBack(slot);
       throw error;
@@ -237,7 +222,7 @@ export class VirtioSlots {
     for (const slot of this.#filled) {
       if (!slots.some((state) => state.slot === slot.index)) void this.#takeOut(slot);
     }
-    await Promise.all(this.#leaving.values());
+    await this.#leaving.ended();
     const { restoreSlots } = await import('./slots/moving.ts');
     await restoreSlots(this.#filled, slots, this.#hotplug);
     this.#endpoints = endpoints;
@@ -258,14 +243,12 @@ export class VirtioSlots {
 
   /** What devices wrote since the log was started or this was last called. */
   takeDirty(): DirtyRange[] {
-    const left = this.#leftDirty;
-    this.#leftDirty = [];
-    return [...left, ...this.#filled.flatMap(({ transport }) => [...transport.takeDirty()])];
+    return [...this.#leaving.takeDirty(), ...this.#filled.flatMap(({ transport }) => [...transport.takeDirty()])];
   }
 
   async stopDirtyLog(): Promise<void> {
     this.#isLogging = false;
-    this.#leftDirty = [];
+    this.#leaving.takeDirty();
     await Promise.all(this.#filled.map(({ transport }) => transport.stopDirtyLog()));
   }
 
@@ -304,7 +287,7 @@ export class VirtioSlots {
     this.#notifier.close();
     this.#interrupt.close();
     this.#acknowledged.close();
-    await Promise.all([...daemons, ...this.#leaving.values()]);
+    await Promise.all([...daemons, this.#leaving.ended()]);
   }
 
   get #filled(): readonly FilledSlot[] {
@@ -325,11 +308,6 @@ export class VirtioSlots {
     // Before the first start there are no tables.
     const isAnyGood = this.#vm === undefined || !isBehindIommu(planned);
     return this.#table.take(planned, (slot) => isAnyGood || this.#endpoints.includes(slot));
-  }
-
-  #openFor(planned: PlannedDevice, slot: number): Promise<OpenedDevice> {
-    const mappings = isBehindIommu(planned) ? this.#options.iommu?.endpoint(slot) : undefined;
-    return openPlanned(planned, this.#options, mappings);
   }
 
   /** Puts an opened device, which it takes over in any case, into a slot, and shows it to the virtual machine that there is. */
@@ -359,26 +337,13 @@ export class VirtioSlots {
 
   /** Takes a device out of its slot, which is free when its daemon has ended. Kept when nothing touches guest memory. */
   #takeOut(slot: FilledSlot): Promise<void> {
-    const { id, index, transport, daemon } = slot;
+    const { id, index } = slot;
     this.#table.empty(index);
     this.#hotplug.remove(index);
     slot.disconnect();
-    const unplug = async (): Promise<void> => {
-      if (this.#isLogging) {
-        await transport.reset();
-        this.#leftDirty = [...this.#leftDirty, ...transport.takeDirty()];
-      }
-      await slot.unplug();
-    };
-    const unplugged = unplug();
-    const end = async (): Promise<void> => {
-      await unplugged;
-      await daemon?.stop();
-      this.#leaving.delete(id);
+    return this.#leaving.unplug(slot, this.#isLogging, () => {
       this.#table.release(index);
       this.#options.log.info(`device "${id}" is removed from slot ${index}`);
-    };
-    this.#leaving.set(id, end());
-    return unplugged;
+    });
   }
 }

@@ -219,7 +219,10 @@ export class Vmm implements VmmControl {
         await sendMachine(machine, config, to, options, operation);
       } catch (error) {
         // Nobody here knows where the guest is: somebody has to say that it is here, by vm.resume.
-        if (error instanceof UndecidedError) this.#vm.state = 'Paused';
+        if (error instanceof UndecidedError) {
+          machine.keepSuspended();
+          this.#vm.state = 'Paused';
+        }
         throw error;
       }
       this.#options.log.info('the guest has migrated away');

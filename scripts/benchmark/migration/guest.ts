@@ -19,9 +19,17 @@ export interface Work {
 
 /** The guest's orders; `more` is what it cannot know of the machine. */
 export function orders(load: Load, more: Readonly<Record<string, string | number>> = {}): string {
-  const { rangeMib, pagesPerSecond, reads } = load;
+  const { processors, rangeMib, pagesPerSecond, reads } = load;
   const disk = reads ? { disk: 1, qd: DEPTH } : {};
-  return guestCommandLine({ job: 'dirty', mb: rangeMib, rate: pagesPerSecond, tick_us: TICK_MS * 1000, ...disk, ...more });
+  return guestCommandLine({
+    job: 'dirty',
+    cpus: processors,
+    mb: rangeMib,
+    rate: pagesPerSecond,
+    tick_us: TICK_MS * 1000,
+    ...disk,
+    ...more,
+  });
 }
 
 export function parseWork(line: string): Work | undefined {

@@ -13,7 +13,9 @@ export async function listenBetween(path: string, target: string, delayMs: numbe
     server.close();
     const destination = createConnection(target);
     sockets.push(source, destination);
-    const end = () => sockets.forEach((socket) => socket.destroy());
+    const end = () => {
+      for (const socket of sockets) socket.destroy();
+    };
     for (const socket of sockets) socket.on('error', end).on('close', end);
     source.pipe(destination);
     destination.on('data', (chunk: Buffer) => {

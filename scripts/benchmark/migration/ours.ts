@@ -49,6 +49,7 @@ export function serveLine(api: string): string[] {
 export function configOf({ kernel, load, data, image }: GuestOptions): object {
   return {
     payload: { kernel, cmdline: orders(load), ...(data === undefined ? {} : { initramfs: data }) },
+    cpus: { boot_vcpus: load.processors, max_vcpus: load.processors },
     memory: { size: load.memoryMib * MIB },
     serial: { mode: 'Tty' },
     ...(load.reads ? { disks: [{ id: 'disk', path: image }] } : {}),

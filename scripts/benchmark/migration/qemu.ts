@@ -21,17 +21,33 @@ const MICROVM =
 /** Where the guest finds microvm's transports, which it cannot know. */
 const MICROVM_PARAMETERS = { mmio: '0xfeb00000,0x200,8', last: 1, gsi: 16 };
 
+const PROGRAM = path.join(UNPACKED, 'bin', 'qemu-system-x86_64');
+
 /** The program, and where it finds its firmware. */
 export function qemuProgram(): string[] {
-  const program = path.join(UNPACKED, 'bin', 'qemu-system-x86_64');
-  return existsSync(program) ? [program, '-L', path.join(UNPACKED, 'share', 'qemu')] : ['qemu-system-x86_64'];
+  const folders = ['qemu', 'seabios'].flatMap((name) => ['-L', path.join(UNPACKED, 'share', name)]);
+  return existsSync(PROGRAM) ? [PROGRAM, ...folders] : ['qemu-system-x86_64'];
+}
+
+/** Whether the program, from 8.2 on, writes a migration to a file: the system's may be older. */
+export function writesFiles(): boolean {
+  return existsSync(PROGRAM);
 }
 
 export function qemuLine({ kernel, load, data }: Omit<GuestOptions, 'image'>, qmp: string): string[] {
   const size = `${load.memoryMib}M`;
   return [
     ...qemuProgram(),
-    ...['-machine', MICROVM, '-object', `memory-backend-memfd,id=m,size=${size},share=on`, '-m', size],
+    ...[
+      '-machine',
+      MICROVM,
+      '-object',
+      `memory-backend-memfd,id=m,size=${size},share=on`,
+      '-m',
+      size,
+      '-smp',
+      String(load.processors),
+    ],
     // Without that feature: its register cannot be set on every host that says it has it.
     ...['-accel', 'kvm', '-cpu', 'host,-arch-capabilities', '-nodefaults', '-no-user-config', '-display', 'none'],
     ...['-serial', 'stdio', '-kernel', kernel, ...(data === undefined ? [] : ['-initrd', data])],
@@ -53,6 +69,17 @@ type Message = {
   event?: string;
   data?: { status?: string };
 };
+
+/** Connects; undefined: nobody listens there. */
+function dial(path: string): Promise<Socket | undefined> {
+  return new Promise((resolve) => {
+    const socket = createConnection(path, () => {
+      socket.removeAllListeners();
+      resolve(socket);
+    });
+    socket.once('error', () => resolve(undefined));
+  });
+}
 
 export class Qemu {
   readonly signs: GuestSigns;
@@ -82,15 +109,16 @@ export class Qemu {
 
   private async connect(qmp: string): Promise<void> {
     const deadline = performance.now() + ANSWER_TIMEOUT_MS;
-    while (!existsSync(qmp)) {
+    // It has a name a moment before it listens.
+    for (;;) {
+      this.socket = await dial(qmp);
+      if (this.socket !== undefined) break;
       if (hasEnded(this.child) || performance.now() > deadline) {
         throw new CommandError(`${this.child.spawnfile}: ${this.signs.complaints || 'does not answer'}`);
       }
       await sleep(5);
     }
-    this.socket = createConnection(qmp);
-    this.socket.setEncoding('utf8');
-    this.socket.on('error', () => this.wake());
+    this.socket.setEncoding('utf8').on('error', () => this.wake());
     this.socket.on('data', (text: string) => {
       const lines = `${this.partial}${text}`.split('\n');
       this.partial = lines.pop() ?? '';

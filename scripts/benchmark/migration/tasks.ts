@@ -1,6 +1,6 @@
 /** One timed run of each kind: a guest that moves, one whose writes are noted, one that goes to files and back. */
 import { randomBytes } from 'node:crypto';
-import { statSync } from 'node:fs';
+import { rmSync, statSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import path from 'node:path';
@@ -18,8 +18,8 @@ import {
   type LogWorkload,
   MOVERS,
   type Monitor,
-  type MoveWorkload,
   type Mover,
+  type MoveWorkload,
   type SnapshotWorkload,
 } from './workloads.ts';
 
@@ -61,6 +61,8 @@ const AFTERWARDS_MS = 500;
 /** Rounds that a migration has at most, and how many of them are measured at most. */
 const MEASURED_ROUNDS = 30;
 const SHORTEST_ROUND_MS = 100;
+const SECOND_ROUND_TIMEOUT_MS = 30_000;
+const SAVE_TIMEOUT_MS = 60_000;
 
 export function guestOptions(load: Load, settings: TaskSettings): GuestOptions {
   const { kernel, image, folder } = settings;
@@ -134,7 +136,7 @@ async function whileLogged<T>(
   try {
     // Nothing that is left to send can be sent within half a millisecond: it goes on.
     const sent = source.put('vm.send-migration', { destination_url: `unix:${near}`, downtime_ms: 1 });
-    const deadline = performance.now() + 20 * roundMs;
+    const deadline = performance.now() + SECOND_ROUND_TIMEOUT_MS;
     while (((await source.progress())?.round ?? 0) < 2) {
       if (performance.now() > deadline) throw new CommandError('the migration has no second round');
       await sleep(5);
@@ -185,7 +187,9 @@ async function snapshotOurs(children: Children, options: GuestOptions, folder: s
     await first.boot(options);
     await first.order('vm.pause');
     const saveMs = await time(() => first.order('vm.snapshot', { destination_url: url }));
-    const megabytes = megabytesOf(['memory-ranges', 'state.json', 'config.json'].map((name) => path.join(folder, name)));
+    const megabytes = megabytesOf(
+      ['memory-ranges', 'state.json', 'config.json'].map((name) => path.join(folder, name)),
+    );
     await first.stop();
     const restoreMs = await time(() => second.order('vm.restore', { source_url: url, resume: true }));
     await second.signs.work();
@@ -195,7 +199,7 @@ async function snapshotOurs(children: Children, options: GuestOptions, folder: s
   }
 }
 
-async function snapshotQemu(children: Children, options: GuestOptions, folder: string, settings: TaskSettings) {
+async function snapshotQemu(children: Children, options: GuestOptions, folder: string) {
   const file = path.join(folder, 'qemu');
   const monitors: Qemu[] = [];
   try {
@@ -203,7 +207,8 @@ async function snapshotQemu(children: Children, options: GuestOptions, folder: s
     monitors.push(first);
     await first.signs.work();
     await first.command('stop');
-    const { totalMs: saveMs } = await first.migrate(`file:${file}`, 300, settings.giveUpMs);
+    const { totalMs: saveMs, isMoved } = await first.migrate(`file:${file}`, SAVE_TIMEOUT_MS, SAVE_TIMEOUT_MS);
+    if (!isMoved) throw new CommandError(`QEMU does not write ${file} within ${SAVE_TIMEOUT_MS} ms`);
     const second = await Qemu.start(children, options, ['-incoming', 'defer']);
     monitors.push(second);
     const restoreMs = await time(async () => {
@@ -227,9 +232,13 @@ export async function runSnapshot(
   const options = guestOptions(workload.load, settings);
   const folder = children.makeFolder(settings.folder);
   const foreignCpu = watchForeignCpu();
-  const run =
-    monitor === 'ringside'
-      ? await snapshotOurs(children, options, folder)
-      : await snapshotQemu(children, options, folder, settings);
-  return { ...run, value: run.saveMs, foreignCpu: foreignCpu() };
+  try {
+    const run =
+      monitor === 'ringside'
+        ? await snapshotOurs(children, options, folder)
+        : await snapshotQemu(children, options, folder);
+    return { ...run, value: run.saveMs, foreignCpu: foreignCpu() };
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 }

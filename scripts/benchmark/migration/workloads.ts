@@ -19,9 +19,10 @@ export interface Load {
   memoryMib: number;
   /** Of the initramfs, which is random: data that the guest has and does not touch. */
   dataMib: number;
-  /** Range of which it writes a word a page. */
+  processors: number;
+  /** Of each processor, in which it writes a word a page. */
   rangeMib: number;
-  /** Pages a second; more than there can be for as many as it can write. */
+  /** Of each processor; more than there can be for as many as it can write. */
   pagesPerSecond: number;
   /** It reads random blocks of a disk meanwhile, 16 at a time. */
   reads: boolean;
@@ -59,55 +60,63 @@ export type MigrationWorkload = MoveWorkload | LogWorkload | SnapshotWorkload;
 const AS_MANY_AS_IT_CAN = 1_000_000_000;
 const PAGE_BYTES = 4096;
 
+const RESTING: Load = {
+  memoryMib: 128,
+  dataMib: 0,
+  processors: 1,
+  rangeMib: 1,
+  pagesPerSecond: 0,
+  reads: false,
+};
+
 function idle(memoryMib: number, dataMib: number, name: string): MoveWorkload {
   return {
     kind: 'idle',
     name: `idle-${name}`,
     title: `a guest of ${memoryMib} MiB with ${dataMib} MiB of data, which writes nothing`,
-    load: { memoryMib, dataMib, rangeMib: 1, pagesPerSecond: 0, reads: false },
+    load: { ...RESTING, memoryMib, dataMib },
     movers: ['ringside, unix', 'qemu, unix', 'ringside, tcp', 'qemu, tcp'],
     downtimeMs: 300,
   };
 }
 
-const RANGE_MIB = 128;
+const WRITTEN_MIB = 128;
 
-function dirty(pagesPerSecond: number, name: string): MoveWorkload {
+function dirty(name: string, processors: number, pagesPerSecond: number): MoveWorkload {
   const rate =
     pagesPerSecond === AS_MANY_AS_IT_CAN
-      ? 'as many pages as it can'
+      ? `as many pages as it can, with ${processors} processors,`
       : `${pagesPerSecond} pages (${Math.round((pagesPerSecond * PAGE_BYTES) / 1e6)} MB) a second`;
+  const rangeMib = WRITTEN_MIB / processors;
   return {
     kind: 'dirty',
     name: `dirty-${name}`,
-    title: `a guest that writes to ${rate} of ${RANGE_MIB} MiB`,
-    load: { memoryMib: 256, dataMib: 0, rangeMib: RANGE_MIB, pagesPerSecond, reads: false },
+    title: `a guest that writes to ${rate} of ${WRITTEN_MIB} MiB`,
+    load: { ...RESTING, memoryMib: 256, processors, rangeMib, pagesPerSecond },
     movers: ['ringside, unix', 'qemu, unix'],
     downtimeMs: 50,
   };
 }
 
 function log(name: string, title: string, counts: LogWorkload['counts'], load: Partial<Load>): LogWorkload {
-  // Memory is small, so that the first round is: what is measured comes after it.
-  const all = { memoryMib: 128, dataMib: 0, rangeMib: 1, pagesPerSecond: AS_MANY_AS_IT_CAN, reads: false, ...load };
-  return { kind: 'log', name: `log-${name}`, title, counts, load: all };
+  // There is little in its memory, so that the first round is short: what is measured comes after it.
+  return { kind: 'log', name: `log-${name}`, title, counts, load: { ...RESTING, ...load } };
 }
 
 export const WORKLOADS: readonly MigrationWorkload[] = [
   idle(256, 192, '256m'),
   idle(1024, 768, '1g'),
-  dirty(10_000, '10k'),
-  dirty(50_000, '50k'),
-  dirty(100_000, '100k'),
-  dirty(200_000, '200k'),
-  dirty(AS_MANY_AS_IT_CAN, 'most'),
-  log('hot', 'pages of 1 MiB written a second', 'pages', {}),
-  log('spread', 'pages of 16 MiB written a second', 'pages', { rangeMib: 16 }),
-  log('disk', 'random reads 4 KiB a second, QD 16', 'requests', { pagesPerSecond: 0, reads: true }),
+  dirty('10k', 1, 10_000),
+  dirty('50k', 1, 50_000),
+  dirty('100k', 1, 100_000),
+  dirty('most', 2, AS_MANY_AS_IT_CAN),
+  log('hot', 'pages of 1 MiB written a second', 'pages', { pagesPerSecond: AS_MANY_AS_IT_CAN }),
+  log('spread', 'pages of 16 MiB written a second', 'pages', { pagesPerSecond: AS_MANY_AS_IT_CAN, rangeMib: 16 }),
+  log('disk', 'random reads 4 KiB a second, QD 16', 'requests', { reads: true }),
   {
     kind: 'snapshot',
     name: 'snapshot',
     title: 'a guest of 1024 MiB with 192 MiB of data, to files and back',
-    load: { memoryMib: 1024, dataMib: 192, rangeMib: 1, pagesPerSecond: 0, reads: false },
+    load: { ...RESTING, memoryMib: 1024, dataMib: 192 },
   },
 ];

@@ -42,7 +42,7 @@ export class GuestRam {
     return this.userAddress + offset;
   }
 
-  region(): RawRegion {
+  region(): Record<keyof RawRegion, number> {
     const lead = this.#lead;
     return {
       guestAddress: this.guestAddress - lead,

@@ -19,10 +19,10 @@ export interface KvmHost {
   /** A new directory there, which goes away with the test. */
   directory(): Promise<string>;
   /**
-   * Starts `ringside vm run` there with the console of the virtual machine and the VMM's own words as the child's output.
-   * The child ends as the VMM does.
+   * Starts `ringside vm run`, or another of its commands, there with the console of the virtual machine and the VMM's own
+   * words as the child's output. The child ends as the VMM does.
    */
-  startVm(args: readonly string[]): Promise<Guest>;
+  startVm(args: readonly string[], command?: 'run' | 'serve'): Promise<Guest>;
 }
 
 export interface KvmHostContents {
@@ -61,9 +61,9 @@ export class LocalKvmHost implements KvmHost {
     return this.#cleanup.directory();
   }
 
-  async startVm(args: readonly string[]): Promise<Guest> {
+  async startVm(args: readonly string[], command: 'run' | 'serve' = 'run'): Promise<Guest> {
     const [node, ...program] = RINGSIDE;
-    const child = new Child(node ?? '', [...program, 'vm', 'run', ...args]);
+    const child = new Child(node ?? '', [...program, 'vm', command, ...args]);
     this.#cleanup.add(() => child.stop());
     return new Guest(child);
   }

@@ -60,7 +60,7 @@ ${script}
     return this.run(`mkdir /tmp/ringside-${this.#directories}; echo /tmp/ringside-${this.#directories}`);
   }
 
-  async startVm(args: readonly string[]): Promise<Guest> {
+  async startVm(args: readonly string[], command: 'run' | 'serve' = 'run'): Promise<Guest> {
     const index = this.#started;
     const socket = this.#consoleSockets[index];
     if (socket === undefined) throw new Error(`an emulated machine starts ${CONSOLES} virtual machines, no more`);
@@ -78,7 +78,7 @@ ${script}
         set +e
         exec 3<>$device
         cat <&3 >/tmp/console${index} &
-        ${shellWords([...RINGSIDE, 'vm', 'run', ...args])} </tmp/console${index} >&3 2>&3 3>&-
+        ${shellWords([...RINGSIDE, 'vm', command, ...args])} </tmp/console${index} >&3 2>&3 3>&-
         echo "@@vm ended $?@@" >&3
         kill $!
       ) >/dev/null 2>&1 </dev/null &`,

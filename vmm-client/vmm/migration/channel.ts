@@ -39,6 +39,8 @@ export class Channel {
   #offset = 0;
   #wake: () => void = () => undefined;
   #failure: Error | undefined;
+  /** Why nothing more is wanted of the peer, which has not been told yet. */
+  #interruption: Error | undefined;
   #sent = 0;
   #received = 0;
   #pages: Buffer | undefined;
@@ -71,7 +73,14 @@ export class Channel {
 
   /** @throws VmError - the connection has ended */
   check(): void {
-    if (this.#failure !== undefined) throw this.#failure;
+    const reason = this.#interruption ?? this.#failure;
+    if (reason !== undefined) throw reason;
+  }
+
+  /** Lets what waits for the peer, and every further call, fail with `error`, but for those that end the connection. */
+  interrupt(error: Error): void {
+    this.#interruption ??= error;
+    this.#wake();
   }
 
   /** Ends the connection at once; what waits fails with `error`, if with nothing else before. Idempotent. */
@@ -172,6 +181,7 @@ export class Channel {
 
   async #fill(target: Buffer, timeoutMs: number): Promise<void> {
     for (let done = 0; done < target.length; ) {
+      if (this.#interruption !== undefined) throw this.#interruption;
       const [chunk] = this.#chunks;
       if (chunk === undefined) {
         await this.#more(timeoutMs);

@@ -53,16 +53,20 @@ export const MAX_SENTENCE_BYTES = 4096;
 interface FrameKind {
   readonly name: string;
   readonly maxBytes: number;
+  /** Where it has a fixed layout. */
+  readonly minBytes?: number;
 }
+
+const ROUND_BYTES = 4;
 
 const KINDS: ReadonlyMap<number, FrameKind> = new Map([
   [CONFIG, { name: 'CONFIG', maxBytes: 1024 * 1024 }],
   [PAGES, { name: 'PAGES', maxBytes: MAX_PAGES_BYTES }],
-  [ROUND, { name: 'ROUND', maxBytes: 4 }],
+  [ROUND, { name: 'ROUND', minBytes: ROUND_BYTES, maxBytes: ROUND_BYTES }],
   [STATE, { name: 'STATE', maxBytes: 64 * 1024 * 1024 }],
   [GO, { name: 'GO', maxBytes: 0 }],
   [ACCEPT, { name: 'ACCEPT', maxBytes: 0 }],
-  [TAKEN, { name: 'TAKEN', maxBytes: 4 }],
+  [TAKEN, { name: 'TAKEN', minBytes: ROUND_BYTES, maxBytes: ROUND_BYTES }],
   [READY, { name: 'READY', maxBytes: 0 }],
   [RUNNING, { name: 'RUNNING', maxBytes: 0 }],
   [FAILED, { name: 'FAILED', maxBytes: MAX_SENTENCE_BYTES }],
@@ -125,6 +129,8 @@ export function parseHeader(header: Buffer, sequence: number): FrameHeader {
   if (length > kind.maxBytes) {
     throw new VmError(`the peer sends a ${kind.name} of ${length} bytes, at most ${kind.maxBytes} are possible`);
   }
+  const { minBytes = 0 } = kind;
+  if (length < minBytes) throw new VmError(`the peer sends a ${kind.name} of ${length} bytes, ${minBytes} are needed`);
   const number = header.readUInt32LE(8);
   if (number !== sequence) throw new VmError(`the peer sends frame ${number} in the place of frame ${sequence}`);
   return { type, length };

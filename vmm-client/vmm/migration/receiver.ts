@@ -44,7 +44,7 @@ export async function receiveGuest<T extends MigrationTarget>(
   operation: LongOperation,
 ): Promise<Received<T>> {
   const { signal } = operation;
-  const onAbort = () => channel.refuse((signal.reason as Error).message);
+  const onAbort = () => channel.interrupt(signal.reason as Error);
   signal.addEventListener('abort', onAbort);
   let machine: T | undefined;
   try {
@@ -72,8 +72,12 @@ export async function receiveGuest<T extends MigrationTarget>(
     return { machine, config: built.config, running: offer.isRunning };
   } catch (error) {
     const cause = signal.aborted ? (signal.reason as Error) : (error as Error);
-    channel.refuse(cause.message);
-    await machine?.close();
+    try {
+      await machine?.close();
+    } finally {
+      // Only now: the source's devices go on when it hears of that, with the same disks.
+      channel.refuse(cause.message);
+    }
     throw cause;
   } finally {
     signal.removeEventListener('abort', onAbort);

@@ -1,6 +1,7 @@
 /** Sends a machine of this process to another VMM. */
 
 import { statSync } from 'node:fs';
+import { dropDevices } from '../change-config.ts';
 import type { CheckedConfig } from '../check-config.ts';
 import { VmConfigError } from '../errors.ts';
 import type { LongOperation } from '../long-operation.ts';
@@ -33,7 +34,9 @@ export async function sendMachine(
   await machine.holdMemory(true);
   try {
     const { layout } = machine;
-    await new Sender(machine, channel, options, operation).run({ config, layout, isRunning: !paused });
+    // The guest may have let go of a device while the destination was dialled.
+    const here = dropDevices(config, (id) => !layout.slots.has(id));
+    await new Sender(machine, channel, options, operation).run({ config: here, layout, isRunning: !paused });
   } finally {
     await machine.holdMemory(false);
   }

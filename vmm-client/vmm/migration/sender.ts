@@ -144,6 +144,7 @@ export class Sender {
       bytes_total: memory.ranges.reduce((sum, { length }) => sum + length, 0),
     });
     await this.#channel.sendPreamble();
+    this.#check();
     await this.#channel.send(CONFIG, encodeState(plainOffer(offer)));
     await this.#channel.receive([ACCEPT], ACCEPT_TIMEOUT_MS);
     this.#check();
@@ -234,6 +235,7 @@ export class Sender {
       await this.#channel.receive([RUNNING], RUNNING_TIMEOUT_MS);
     } catch (error) {
       if (error instanceof PeerGaveUp) throw error;
+      this.#channel.fail(error as Error);
       throw new UndecidedError(
         `the destination was told to run the guest and did not say that it does (${(error as Error).message}): ` +
           'the guest is paused here; vm.resume it if it does not run there, and shut it down if it does',

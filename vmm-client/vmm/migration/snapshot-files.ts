@@ -68,6 +68,8 @@ class Pieces {
 /** A directory that is to become a snapshot. Nothing of it is there under its name until `commit`. */
 export class SnapshotWriter {
   readonly #directory: string;
+  /** Files that have their names. */
+  readonly #named: string[] = [];
 
   private constructor(directory: string) {
     this.#directory = directory;
@@ -121,7 +123,10 @@ export class SnapshotWriter {
   /** Gives the files their names, for good. @throws VmError */
   async commit(): Promise<void> {
     try {
-      for (const name of FILES) await rename(join(this.#directory, name + PARTIAL), join(this.#directory, name));
+      for (const name of FILES) {
+        await rename(join(this.#directory, name + PARTIAL), join(this.#directory, name));
+        this.#named.push(name);
+      }
       const directory = await open(this.#directory, 'r');
       try {
         await directory.sync();
@@ -133,12 +138,10 @@ export class SnapshotWriter {
     }
   }
 
-  /** Takes away what is there; the directory stays. */
+  /** Takes away what was written; the directory stays, with what was in it before. */
   async discard(): Promise<void> {
-    for (const name of [...FILES].reverse()) {
-      await rm(join(this.#directory, name), { force: true });
-      await rm(join(this.#directory, name + PARTIAL), { force: true });
-    }
+    for (const name of this.#named.splice(0).reverse()) await rm(join(this.#directory, name), { force: true });
+    for (const name of FILES) await rm(join(this.#directory, name + PARTIAL), { force: true });
   }
 }
 

@@ -15,6 +15,7 @@ export interface WatchedMachine {
 export class MachineWatch {
   readonly #parts: () => WatchedMachine;
   readonly #queues: QueueWatch;
+  #closed = false;
 
   /** `parts` is called until `close`. */
   constructor(parts: () => WatchedMachine) {
@@ -24,11 +25,12 @@ export class MachineWatch {
 
   async report(): Promise<MachineReport> {
     const report = await this.#queues.report();
-    const { vcpus } = this.#parts().processors;
+    const vcpus = this.#closed ? [] : this.#parts().processors.vcpus;
     return { ...report, vcpus: vcpus.map(({ index, thread }) => ({ index, cpu_ms: threadCpuMs(thread) ?? 0 })) };
   }
 
   close(): void {
+    this.#closed = true;
     this.#queues.close();
   }
 }

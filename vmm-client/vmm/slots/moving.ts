@@ -46,7 +46,7 @@ export async function suspendSlots(slots: Slots, hotplug: HotplugRegisters): Pro
 
 /**
  * Lets devices that were only opened go on where others were suspended: an IOMMU first, as the others need what it maps.
- * @throws VmError - a state is of a device that is not there, or does not fit
+ * @throws VmError - a state is of a device that is not there, or does not fit; none is being restored any more
  */
 export async function restoreSlots(
   slots: Slots,
@@ -58,9 +58,10 @@ export async function restoreSlots(
     if (slot?.id === state.id) return { slot, state };
     throw new VmError(`slot ${state.slot}: the state is of device "${state.id}", which is not there`);
   });
-  const restore = (isIommu: boolean): Promise<unknown> => {
+  const restore = async (isIommu: boolean): Promise<void> => {
     const these = pairs.filter(({ slot }) => (slot.planned.kind === 'iommu') === isIommu);
-    return Promise.all(these.map(({ slot, state }) => slot.transport.restore(state.transport)));
+    const results = await Promise.allSettled(these.map(({ slot, state }) => slot.transport.restore(state.transport)));
+    for (const result of results) if (result.status === 'rejected') throw result.reason;
   };
   await restore(true);
   await restore(false);

@@ -5,7 +5,7 @@ import type { DeviceMemory } from '../devices/vhost-user-device.ts';
 import type { VirtioDevice } from '../devices/virtio-device.ts';
 import type { Log } from '../log.ts';
 import type { DaemonSupervisor, SupervisedDaemon } from '../supervisor.ts';
-import { isLocal, type PlannedDevice } from './plan.ts';
+import { isBehindIommu, isLocal, type PlannedDevice } from './plan.ts';
 
 /** A device and what was started for it. Owned by whoever opened it, until a slot is filled with it. */
 export interface OpenedDevice {
@@ -14,22 +14,32 @@ export interface OpenedDevice {
   readonly daemon: SupervisedDaemon | undefined;
 }
 
+/** The machine's IOMMU, as far as devices in slots are its endpoints. An endpoint's number is its slot. */
+export interface SlotsIommu {
+  /** What is mapped for the device of a slot. */
+  endpoint(slot: number): IoMappings;
+  /** The machine is reset. */
+  systemReset(): void | Promise<void>;
+}
+
 export interface OpenOptions {
   readonly ram: DeviceMemory;
   readonly log: Log;
   readonly supervisor: Pick<DaemonSupervisor, 'start'>;
+  readonly iommu?: SlotsIommu | undefined;
 }
 
 /**
- * Opens a device; `mappings` is what the IOMMU maps for it, where it is behind one.
+ * Opens a device for a slot.
  * @throws VmConfigError, VmError, SysError - it cannot be had; nothing is left of it
  */
 export async function openPlanned(
   planned: PlannedDevice,
-  { ram, log, supervisor }: OpenOptions,
-  mappings: IoMappings | undefined,
+  slot: number,
+  { ram, log, supervisor, iommu }: OpenOptions,
 ): Promise<OpenedDevice> {
   if (isLocal(planned)) return { planned, device: await planned.open(), daemon: undefined };
+  const mappings = isBehindIommu(planned) ? iommu?.endpoint(slot) : undefined;
   // Loaded only now, while the daemon starts: a guest without devices does not wait for their code.
   const code = import('../devices/open.ts');
   const daemon = planned.daemon === undefined ? undefined : await supervisor.start(planned.daemon);

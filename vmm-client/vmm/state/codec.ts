@@ -13,6 +13,13 @@ import { VmError } from '../errors.ts';
 const BIGINT = '$n';
 const BYTES = '$b';
 const SHOWN_CHARACTERS = 40;
+/**
+ * Values of a state, in which an empty one takes three bytes and becomes a hundred here. The largest that there are are
+ * mappings of an IOMMU: four numbers for each of 131,072.
+ */
+const MAX_VALUES = 2 ** 20;
+/** Every value but the first of all stands behind one of these. */
+const BEFORE_VALUES = [',', '[', '{'].map((character) => character.charCodeAt(0));
 
 /**
  * Encodes plain data: objects, arrays, numbers, strings, booleans, null, bigint, Uint8Array. Fields that are undefined are
@@ -58,10 +65,23 @@ function bufferOf(bytes: Uint8Array): Buffer {
 
 /** The reverse of `encodeState`. What comes out is of any shape. @throws VmError - these are not the bytes of a state */
 export function decodeState(bytes: Uint8Array): unknown {
+  checkCount(bytes);
   try {
     return fromPlain(JSON.parse(bufferOf(bytes).toString()));
   } catch (error) {
     throw error instanceof VmError ? error : new VmError(`the state is not JSON: ${(error as Error).message}`);
+  }
+}
+
+/** Text with characters that stand before values counts for more than it is. @throws VmError - these are too many */
+function checkCount(bytes: Uint8Array): void {
+  const buffer = bufferOf(bytes);
+  let count = 1;
+  for (const character of BEFORE_VALUES) {
+    for (let at = buffer.indexOf(character); at !== -1; at = buffer.indexOf(character, at + 1)) {
+      count += 1;
+      if (count > MAX_VALUES) throw new VmError(`the state has more than ${MAX_VALUES} values`);
+    }
   }
 }
 

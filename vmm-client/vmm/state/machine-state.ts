@@ -36,10 +36,11 @@ export class Standstill {
   }
 
   /**
-   * Holds the vCPUs, then suspends the devices. Nothing touches guest memory afterwards.
+   * Holds the vCPUs, then suspends the devices. Nothing touches guest memory afterwards. No effect where that is so.
    * @throws VmError - a vCPU has ended, or a device cannot: the devices go on, and `resume` is to be called
    */
   async suspend(): Promise<void> {
+    if (this.#slots !== undefined) return;
     const { processors, pc, slots } = this.#parts();
     // A vCPU that waits for who reads the serial port would not get out of there.
     pc.release();
@@ -60,6 +61,13 @@ export class Standstill {
     if (this.#slots === undefined) return;
     this.#slots = undefined;
     await slots.resume();
+  }
+
+  /** The machine starts anew, its devices are reset: nothing stands still any more, and nothing is noted. */
+  async reset(): Promise<void> {
+    this.#slots = undefined;
+    await this.resume();
+    await this.stopDirtyLog();
   }
 
   /** Puts a machine that has its memory and never ran into a state. @throws VmError - it is none, or another machine's */

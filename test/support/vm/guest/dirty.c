@@ -1,12 +1,13 @@
 /*
- * job=dirty: mb=SIZE rate=N disk=0|1 qd=D tick_us=T report_ms=T. A guest to be measured while it moves. It writes one word of each
- * page of a range, page after page and again from the first, N pages a second or as many as it can; with disk=1 it reads
- * random blocks of 4 KiB meanwhile. An empty line every T us shows that it runs. Reports `dirty=TICKS,PAGES,REQUESTS`: what
- * it has done by which time of its clock.
+ * job=dirty: mb=SIZE rate=N cpus=P disk=0|1 qd=D tick_us=T report_ms=T. A guest to be measured while it moves. Each processor
+ * writes one word of each page of a range of its own, page after page and again from the first, N pages a second or as many
+ * as it can; with disk=1 the first one reads random blocks of 4 KiB meanwhile. An empty line every T us shows that the guest
+ * runs. Reports `dirty=TICKS,PAGES,REQUESTS`: what it has done by which time of its clock.
  */
 
 #include "blk.h"
 #include "jobs.h"
+#include "machine.h"
 
 #define PAGE 4096
 #define BATCH 64
@@ -66,7 +67,44 @@ static void write_pages(u8 *at, u64 word) {
   }
 }
 
-static void report_work(u64 now, u64 pages) {
+/* What a processor writes to. */
+struct range {
+  u8 *pages;
+  u64 next, last, owed;
+  volatile u64 written;
+};
+
+static struct range ranges[MAX_PROCESSORS];
+static u64 page_count, rate;
+/* BATCH pages, and all that can be owed: in pages times ticks. What was missed for a hundredth of a second is not made up for. */
+static u64 batch, most_owed;
+
+static void start_writing(struct range *range) {
+  range->pages = allocate(page_count * PAGE);
+  for (u64 page = 0; page < page_count; page += BATCH) write_pages(range->pages + page * PAGE, 1);
+  range->last = ticks();
+}
+
+/* Writes a batch if it is time to. */
+static void write_some(struct range *range, u64 now) {
+  range->owed += (now - range->last) * rate;
+  if (range->owed > most_owed) range->owed = most_owed;
+  range->last = now;
+  if (range->owed < batch) return;
+  range->owed -= batch;
+  write_pages(range->pages + range->next * PAGE, range->written);
+  range->next = range->next + BATCH == page_count ? 0 : range->next + BATCH;
+  range->written += BATCH;
+}
+
+static void write_for_ever(u32 processor) {
+  start_writing(&ranges[processor]);
+  for (;;) write_some(&ranges[processor], ticks());
+}
+
+static void report_work(u64 now) {
+  u64 pages = 0;
+  for (u32 n = 0; n < MAX_PROCESSORS; n++) pages += ranges[n].written;
   print("dirty=");
   print_number(now);
   print(",");
@@ -78,34 +116,26 @@ static void report_work(u64 now, u64 pages) {
 }
 
 _Noreturn void job_dirty(void) {
-  u64 page_count = number_parameter("mb", 1) * 256, rate = number_parameter("rate", 0), page = 0, pages = 0;
-  // Pages times ticks. What it could not do for a hundredth of a second it does not make up for.
-  u64 batch = BATCH * second(), most = batch + second() / 100 * rate, owed = 0;
+  page_count = number_parameter("mb", 1) * 256;
+  rate = number_parameter("rate", 0);
+  batch = BATCH * second();
+  most_owed = batch + second() / 100 * rate;
   u64 tick = second() / 1000000 * number_parameter("tick_us", 2000);
   u64 period = second() / 1000 * number_parameter("report_ms", 100);
-  u8 *range = allocate(page_count * PAGE);
-  for (u64 i = 0; i < page_count; i += BATCH) write_pages(range + i * PAGE, 1);
+  u32 others = (u32)number_parameter("cpus", 1) - 1;
+  if (others > 0 && start_processors(others, write_for_ever) != others) print("error=a processor does not start\n");
+  start_writing(&ranges[0]);
   start_reads();
-  print("dirty.started=1\n");
-  u64 next_tick = 0, next_report = 0, last = ticks();
-  for (;;) {
+  for (u64 next_tick = 0, next_report = 0;;) {
     u64 now = ticks();
-    owed += (now - last) * rate;
-    if (owed > most) owed = most;
-    last = now;
-    if (owed >= batch) {
-      write_pages(range + page * PAGE, pages);
-      page = page + BATCH == page_count ? 0 : page + BATCH;
-      pages += BATCH;
-      owed -= batch;
-    }
+    write_some(&ranges[0], now);
     if (depth > 0) poll_reads();
     if (now >= next_tick) {
       print("\n");
       next_tick = now + tick;
     }
     if (now < next_report) continue;
-    report_work(now, pages);
+    report_work(now);
     next_report = now + period;
   }
 }

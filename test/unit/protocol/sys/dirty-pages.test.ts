@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { appendDirtyRanges, type DirtyRange } from '../../../../protocol/sys/dirty-pages.ts';
+import { appendDirtyRanges, type DirtyRange, MAX_DIRTY_RANGES } from '../../../../protocol/sys/dirty-pages.ts';
 
 /** A bitmap of `pages` with these set, in whole 64-bit words as KVM writes them. */
 const bitmap = (pages: number, dirty: readonly number[]): Int32Array => {
@@ -75,5 +75,18 @@ describe('ranges of a bitmap of dirty pages', () => {
         starts.map((start, at) => ({ guestAddress: start * 4096, length: ((ends[at] as number) - start + 1) * 4096 })),
       );
     }
+  });
+
+  it('are no more than a limit, the last with what is behind, whatever a guest writes', () => {
+    const pages = 2 * MAX_DIRTY_RANGES + 64;
+    const ranges: DirtyRange[] = [];
+
+    appendDirtyRanges(new Int32Array(pages / 32).fill(0x5555_5555), pages, 0, ranges);
+
+    expect(ranges).toHaveLength(MAX_DIRTY_RANGES);
+    expect(ranges.at(-2)).toEqual({ guestAddress: 2 * (MAX_DIRTY_RANGES - 2) * 4096, length: 4096 });
+    // The last page but one is the last that is dirty.
+    const start = 2 * (MAX_DIRTY_RANGES - 1);
+    expect(ranges.at(-1)).toEqual({ guestAddress: start * 4096, length: (pages - 1 - start) * 4096 });
   });
 });

@@ -50,6 +50,17 @@ describe('DirtyBitmap', () => {
     ]);
   });
 
+  it('marks ranges from anywhere in a word to anywhere', () => {
+    const place = fc.tuple(fc.integer({ min: 0, max: 200 }), fc.integer({ min: 1, max: 100 }));
+    fc.assert(
+      fc.property(place, ([first, pages]) => {
+        const range = { guestAddress: first * 4096, length: pages * 4096 };
+        bitmap.mark(range);
+        expect(bitmap.take()).toEqual([range]);
+      }),
+    );
+  });
+
   it('returns what was marked, whatever it was', () => {
     const pages = fc.uniqueArray(fc.integer({ min: 0, max: 65535 }), { maxLength: 60 });
     fc.assert(

@@ -122,6 +122,13 @@ describe('behind an IOMMU', () => {
     expect((await lost)[0].message).toContain('IOTLB invalidation of 12288 bytes at 0x40000 was refused');
   });
 
+  it('so does one that does not answer: it lives and may use what it has', async () => {
+    const { frontend, iommu } = await open({ ignore: ['IOTLB_MSG'], answer: () => undefined }, { timeoutMs: 300 });
+    const lost = once(frontend, 'lost');
+    await expect(iommu.unmap(0x40000, 0x3000)).rejects.toThrow('the back end did not answer IOTLB_MSG within 300 ms');
+    await lost;
+  });
+
   it('a refused update is reported', async () => {
     const { backend, frontend } = await open({
       answer: (name) => (name === 'IOTLB_MSG' ? { payload: u64(1n) } : undefined),

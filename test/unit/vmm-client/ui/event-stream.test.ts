@@ -70,6 +70,19 @@ describe('A stream of events', () => {
     expect(response.destroyed).toBe(true);
   });
 
+  it('may have an event that is larger than what may wait', async () => {
+    const { socket, response } = await open();
+    const stream = new EventStream(response, {});
+    const filler = 'x'.repeat(16 * 1024 * 1024);
+    stream.send('a', filler);
+    let got = 0;
+    for await (const chunk of socket) {
+      got += (chunk as Buffer).length;
+      if (got > filler.length) break;
+    }
+    expect(got).toBeGreaterThan(filler.length);
+  });
+
   it('hears of a reader that hangs up', async () => {
     const { socket, response } = await open();
     const stream = new EventStream(response, {});

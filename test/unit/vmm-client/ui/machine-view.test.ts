@@ -103,7 +103,10 @@ describe('What can be done with a machine', () => {
     expect(actions('Running', true)).toEqual(['pause', 'reboot', 'shutdown']);
     expect(actions('Paused', true)).toEqual(['resume', 'reboot', 'shutdown']);
     expect(actions('Shutdown', true)).toEqual(['boot']);
-    expect(actions('strange', true)).toEqual([]);
+    for (const state of ['strange', 'constructor', '__proto__']) {
+      expect(actions(state, true)).toEqual([]);
+      expect(judge({ state })).toMatch(/^busy: busy: _disk0/);
+    }
     expect(actions('Running', false)).toEqual([]);
   });
 });
@@ -123,6 +126,12 @@ describe('Answers of a VMM', () => {
       ],
     }).devices;
     expect(device?.id).toHaveLength(256);
+    const many = (length: number): object[] => Array.from({ length }, () => ({}));
+    const { devices, vcpus } = readQueues({ devices: [{ queues: many(5000) }, ...many(5000)], vcpus: many(5000) });
+    expect([devices.length, devices[0]?.queues.length, vcpus.length]).toEqual([64, 256, 1024]);
+    for (const boot_vcpus of [5000, 1e9, 1e300, 1.5]) {
+      expect(readInfo({ config: { cpus: { boot_vcpus } } }).vcpus).toBe(boot_vcpus === 1.5 ? 1 : 1024);
+    }
     expect(device?.queues[0]).toMatchObject({ state: 'unknown', rate: 0, size: 0, exact: false });
   });
 

@@ -16,8 +16,14 @@ describe('the daemon of a disk', () => {
   });
 
   it('is told all that can be said', () => {
-    const disk = { id: 'd', path: 'x', readonly: true, direct: true, serial: 's', num_queues: 4 };
-    expect(asBlk(diskDaemon(disk).args)).toMatchObject({ readOnly: true, direct: true, serial: 's', numQueues: 4 });
+    const disk = { id: 'd', path: 'x', readonly: true, direct: true, serial: 's', num_queues: 4, iommu: true };
+    expect(asBlk(diskDaemon(disk).args)).toMatchObject({
+      readOnly: true,
+      direct: true,
+      serial: 's',
+      numQueues: 4,
+      iommu: true,
+    });
   });
 
   it('gets a file whose name looks like an option as a file', () => {
@@ -37,9 +43,9 @@ describe('the daemon of a network', () => {
   });
 
   it('is told all that can be said; rings are pairs', () => {
-    const net = { id: 'n', tap: 'vm1', mac: '52:54:00:12:34:56', mtu: 9000, num_queues: 8 };
+    const net = { id: 'n', tap: 'vm1', mac: '52:54:00:12:34:56', mtu: 9000, num_queues: 8, iommu: true };
     const options = asNet(netDaemon(net).args);
-    expect(options).toMatchObject({ mtu: 9000, numQueuePairs: 4 });
+    expect(options).toMatchObject({ mtu: 9000, numQueuePairs: 4, iommu: true });
     expect(Buffer.from(options.mac ?? []).toString('hex')).toBe('525400123456');
   });
 });

@@ -152,6 +152,14 @@ describe('GuestRam', () => {
       expect(readdirSync('/proc/self/fd').length).toBe(descriptors);
     });
 
+    it('do not come any more when RAM is gone', () => {
+      const ram = allocate({ size: 64 << 20 });
+      ram.close();
+      const descriptors = readdirSync('/proc/self/fd').length;
+      expect(() => ram.addRegion(START, 1 << 20)).toThrow('RAM is gone: the machine has ended');
+      expect(readdirSync('/proc/self/fd').length).toBe(descriptors);
+    });
+
     it('that a machine had elsewhere are there from the start', () => {
       const pieces = [{ start: START, length: 1 << 20 }];
       const ram = GuestRam.allocate({ size: 64 << 20 }, NO_LIMIT, pieces);

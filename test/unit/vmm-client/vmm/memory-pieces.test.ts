@@ -80,7 +80,8 @@ describe('MemoryPieces', () => {
   });
 
   it.each([
-    ['a device', 'add 100000000', ['slot 0', 'add 100000000']],
+    // One of the devices may have come by it meanwhile.
+    ['a device', 'add 100000000', ['slot 0', 'add 100000000', 'remove 100000000']],
     ['KVM', 'slot 100000000', ['slot 0', 'add 100000000', 'slot 100000000', 'remove 100000000']],
   ])('leaves nothing of a piece that %s refuses', async (_, what, expected) => {
     pieces.connect(new NotedVm());
@@ -89,6 +90,18 @@ describe('MemoryPieces', () => {
     await expect(pieces.add(PIECE)).rejects.toThrow(`${what} fails`);
     expect(events).toEqual(expected);
     expect(ram.pieces).toEqual([]);
+  });
+
+  it('hands nobody a piece that was refused while others let go of it', async () => {
+    const seen: number[] = [];
+    pieces.tell({
+      addMemory: async () => {
+        throw new Error('no slots');
+      },
+      removeMemory: async () => void seen.push(ram.regions.length),
+    });
+    await expect(pieces.add(PIECE)).rejects.toThrow('no slots');
+    expect(seen).toEqual([1]);
   });
 
   it('asks no virtual machine that is gone', async () => {

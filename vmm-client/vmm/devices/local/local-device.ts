@@ -229,7 +229,8 @@ export class LocalDevice implements VirtioDevice {
   }
 
   #mark(range: DirtyRange): void {
-    if (this.#log === undefined) return;
+    // A ring or a buffer may be in memory that is gone: what is written there nobody sees.
+    if (this.#log === undefined || this.#memory.find(range.guestAddress) === undefined) return;
     // RAM may have come since it was made.
     if (range.guestAddress + range.length > this.#log.coveredBytes) {
       this.#dirty.push(...this.#log.take());

@@ -108,6 +108,7 @@ export class FakeTarget implements MigrationTarget {
   state: unknown;
   onRestore: () => void = () => undefined;
   onRun: () => void = () => undefined;
+  onClose: () => void = () => undefined;
 
   async restore(state: unknown): Promise<void> {
     this.calls.push('restore');
@@ -119,6 +120,7 @@ export class FakeTarget implements MigrationTarget {
     this.onRun();
   }
   async close(): Promise<void> {
+    this.onClose();
     this.calls.push('close');
   }
 }

@@ -1,13 +1,30 @@
 /** Source and destination of a migration, with machines that are pieces of memory. */
 
+import type { Socket } from 'node:net';
+import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { checkConfig } from '../../../../../vmm-client/vmm/check-config.ts';
+import type { Machine } from '../../../../../vmm-client/vmm/machine.ts';
 import { Channel } from '../../../../../vmm-client/vmm/migration/channel.ts';
-import { ACCEPT, CONFIG as CONFIG_FRAME } from '../../../../../vmm-client/vmm/migration/frames.ts';
+import { acceptPeer } from '../../../../../vmm-client/vmm/migration/connect.ts';
+import {
+  ACCEPT,
+  CONFIG as CONFIG_FRAME,
+  GO,
+  READY,
+  ROUND,
+  RUNNING,
+  STATE,
+  TAKEN,
+} from '../../../../../vmm-client/vmm/migration/frames.ts';
+import { plainOffer } from '../../../../../vmm-client/vmm/migration/offer.ts';
 import { type Received, receiveGuest } from '../../../../../vmm-client/vmm/migration/receiver.ts';
+import { sendMachine } from '../../../../../vmm-client/vmm/migration/send.ts';
 import { Sender } from '../../../../../vmm-client/vmm/migration/sender.ts';
 import { UndecidedError } from '../../../../../vmm-client/vmm/migration/undecided.ts';
+import { encodeState } from '../../../../../vmm-client/vmm/state/codec.ts';
 import { cleanupAfterEach } from '../../../../support/cleanup.ts';
-import { CONFIG, FakeSource, FakeTarget, HIGH, LAYOUT, operation, PAGE, socketPair } from './fakes.ts';
+import { CONFIG, FakeSource, FakeTarget, HIGH, LAYOUT, operation, PAGE, RANGES, socketPair } from './fakes.ts';
 
 const cleanup = cleanupAfterEach();
 const TIMEOUT_MS = 2000;
@@ -33,6 +50,15 @@ const setUp = async () => {
 const settle = <T extends readonly Promise<unknown>[]>(...promises: T) => Promise.allSettled<T>(promises);
 const sentence = (result: PromiseSettledResult<unknown> | undefined): string =>
   result?.status === 'rejected' ? (result.reason as Error).message : 'it went well';
+
+/** A source that follows no more of the protocol than is in a test. Kept when its memory is awaited. */
+const offerBy = async (socket: Socket): Promise<Channel> => {
+  const peer = new Channel(socket, TIMEOUT_MS);
+  await peer.sendPreamble();
+  await peer.send(CONFIG_FRAME, encodeState(plainOffer({ config: CONFIG, layout: LAYOUT, isRunning: true })));
+  await peer.receive([ACCEPT]);
+  return peer;
+};
 
 describe('a migration', () => {
   it('brings memory, state and configuration, and lets the guest run there', async () => {
@@ -143,6 +169,38 @@ describe('a migration', () => {
   });
 });
 
+describe('a machine that is sent', () => {
+  it('has no device that its guest let go of while the destination was dialled', async () => {
+    const path = join(cleanup.directory(), 'm');
+    const disks = ['a', 'b'].map((id) => ({ id, path: `/images/${id}` }));
+    const config = checkConfig({ ...CONFIG, disks });
+    const machine = Object.assign(new FakeSource(), {
+      layout: { ranges: RANGES, slots: new Map([['b', 1]]) },
+      holdMemory: async () => undefined,
+    });
+    let listens: () => void = () => undefined;
+    const listening = new Promise<void>((resolve) => {
+      listens = resolve;
+    });
+    const sending = operation('send-migration');
+    const socket = acceptPeer({ kind: 'unix', path }, sending.signal, listens);
+    await listening;
+    const options = { downtimeMs: 300, timeoutMs: undefined, paused: false };
+    const sent = sendMachine(machine as unknown as Machine, config, { kind: 'unix', path }, options, sending);
+    const offered = receiveGuest(
+      new Channel(await socket, TIMEOUT_MS),
+      async ({ disks: wanted }) => {
+        throw new Error(wanted.map(({ id }) => id).join());
+      },
+      operation('receive-migration'),
+    );
+
+    const results = await settle(offered, sent);
+
+    expect(results.map(sentence)).toEqual(['b', 'the peer gave up: b']);
+  });
+});
+
 describe('a migration that is cancelled', () => {
   it.each([
     ['before the first round', (t: Awaited<ReturnType<typeof setUp>>) => t.sending.cancel('enough'), false],
@@ -191,6 +249,35 @@ describe('a migration that is cancelled', () => {
     expect(target.calls).toEqual(['close']);
   });
 
+  it('before it began asks the destination for nothing', async () => {
+    const { sending, send } = await setUp();
+    sending.cancel('enough');
+
+    await expect(send()).rejects.toThrow('send-migration: enough');
+  });
+
+  it('at the destination when GO is there already does not run', async () => {
+    const { a, b, target, receiving, receive } = await setUp();
+    const write = b.write.bind(b) as (chunk: Buffer, done: () => void) => boolean;
+    b.write = ((chunk: Buffer, done: () => void) => {
+      const result = write(chunk, done);
+      if (chunk.readUInt32LE(0) === READY) receiving.cancel('not here');
+      return result;
+    }) as typeof b.write;
+    const source = async () => {
+      const peer = await offerBy(a);
+      await Promise.all([peer.send(STATE, encodeState({})), peer.send(GO)]);
+      await peer.receive([READY]);
+      await peer.receive([RUNNING]);
+    };
+
+    const [sent, received] = await settle(source(), receive());
+
+    expect(sentence(received)).toBe('receive-migration: not here');
+    expect(sentence(sent)).toBe('the peer gave up: receive-migration: not here');
+    expect(target.calls).toEqual(['restore', 'close']);
+  });
+
   it('once the guest has been let go is not', async () => {
     const { source, target, sending, receiving, send, receive } = await setUp();
     target.onRun = () => {
@@ -229,6 +316,64 @@ describe('a migration whose destination', () => {
 
     expect(sentence(sent)).toBe('the peer gave up: no processors left');
     expect(source.calls).toContain('goOn');
+  });
+
+  it.each([
+    [
+      'fails',
+      (test: Awaited<ReturnType<typeof setUp>>) => {
+        test.target.onRestore = () => {
+          throw new Error('no');
+        };
+      },
+    ],
+    [
+      'is cancelled',
+      (test: Awaited<ReturnType<typeof setUp>>) => {
+        test.target.onRestore = () => test.receiving.cancel('no');
+      },
+    ],
+  ])('%s has let go of its devices before the source hears of it', async (_what, arrange) => {
+    const test = await setUp();
+    arrange(test);
+    let saidBefore = 0;
+    test.target.onClose = () => {
+      saidBefore = test.b.bytesWritten;
+    };
+
+    const [sent] = await settle(test.send(), test.receive());
+
+    expect(sentence(sent)).toMatch(/no$/);
+    // FAILED with its sentence.
+    expect(test.b.bytesWritten - saidBefore).toBeGreaterThan(16);
+  });
+
+  it('says something else after GO is undecided, and not listened to any more', async () => {
+    const { a, b, send } = await setUp();
+    const peer = new Channel(b, TIMEOUT_MS);
+    const destination = async () => {
+      await peer.receivePreamble();
+      await peer.receive([CONFIG_FRAME]);
+      await peer.send(ACCEPT);
+      for (;;) {
+        const { type, payload } = await peer.receive([ROUND, STATE, GO]);
+        await peer.send(type === STATE ? READY : TAKEN, type === ROUND ? payload : Buffer.alloc(type === GO ? 4 : 0));
+      }
+    };
+
+    const [sent] = await settle(send(), destination());
+
+    expect(sent.status === 'rejected' && sent.reason).toBeInstanceOf(UndecidedError);
+    expect(a.destroyed).toBe(true);
+  });
+
+  it('gets a round without a number says so', async () => {
+    const { a, receive } = await setUp();
+    const source = async () => (await offerBy(a)).send(ROUND);
+
+    const [, received] = await settle(source(), receive());
+
+    expect(sentence(received)).toBe('the peer sends a ROUND of 0 bytes, 4 are needed');
   });
 
   it('is not heard of after GO is undecided: the guest stays held here', async () => {

@@ -1,4 +1,5 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { MachineWatch } from '../../../../../vmm-client/vmm/queues/machine-watch.ts';
 import type { ObservedQueue, ObservedSlot } from '../../../../../vmm-client/vmm/queues/observed.ts';
 import type { QueueReport } from '../../../../../vmm-client/vmm/queues/queue-report.ts';
 import { QueueWatch } from '../../../../../vmm-client/vmm/queues/queue-watch.ts';
@@ -218,5 +219,23 @@ describe('The watch of queues', () => {
     expect(await rig.report()).toBeUndefined();
     await rig.run(100, () => undefined);
     expect(rig.ram.reads).toBe(0);
+  });
+
+  it('answers for a machine that ends meanwhile', async () => {
+    const parts = {
+      ram: { memory: new FakeRam(), regions: [] },
+      slots: { observe: () => [] },
+      processors: { vcpus: [] },
+    };
+    let isThere = true;
+    const watch = new MachineWatch(() => {
+      if (isThere) return parts;
+      throw new Error('the machine is not there');
+    });
+    const answer = watch.report();
+    watch.close();
+    isThere = false;
+    await vi.advanceTimersByTimeAsync(250);
+    expect(await answer).toMatchObject({ devices: [], vcpus: [] });
   });
 });

@@ -1,4 +1,8 @@
 import { describe, expect, it } from 'vitest';
+import { VmError } from '../../../../../vmm-client/vmm/errors.ts';
+import type { HotplugRegisters } from '../../../../../vmm-client/vmm/hotplug/hotplug-registers.ts';
+import type { FilledSlot } from '../../../../../vmm-client/vmm/slots/filled-slot.ts';
+import { restoreSlots } from '../../../../../vmm-client/vmm/slots/moving.ts';
 import { parseSlotsState } from '../../../../../vmm-client/vmm/slots/slots-state.ts';
 
 const slot = { slot: 3, id: 'a', isAdded: true, isRemoving: false, isRemovalRequested: true, transport: { x: 1n } };
@@ -27,5 +31,27 @@ describe('a state of slots', () => {
     expect(() => parseSlotsState(state)).toThrow(
       expect.objectContaining({ code: 'VM', message: expect.stringMatching(/^slots/) }),
     );
+  });
+});
+
+describe('slots that are restored', () => {
+  it('are all done with it when one fails', async () => {
+    let done = false;
+    const of = (index: number, id: string, restore: () => Promise<void>) =>
+      ({ index, id, planned: { kind: 'disk' }, transport: { restore } }) as unknown as FilledSlot;
+    const slots = [
+      of(3, 'a', async () => {
+        throw new VmError('not this disk');
+      }),
+      of(4, 'b', async () => {
+        await new Promise((resolve) => setImmediate(resolve));
+        done = true;
+      }),
+    ];
+    const { slots: states } = parseSlotsState({ slots: [slot, { ...slot, slot: 4, id: 'b' }], endpoints: [] });
+
+    await expect(restoreSlots(slots, states, {} as HotplugRegisters)).rejects.toThrow('not this disk');
+
+    expect(done).toBe(true);
   });
 });

@@ -51,6 +51,10 @@ describe('a state', () => {
     );
   });
 
+  it('has a limited number of values, whose memory a peer would make us take', () => {
+    expect(() => decodeState(text(`[${'{},'.repeat(3_000_000)}0]`))).toThrow(/^the state has more than \d+ values$/);
+  });
+
   it.each([
     ['a function', { f: () => 1 }],
     ['an object of a class', { d: new Map() }],

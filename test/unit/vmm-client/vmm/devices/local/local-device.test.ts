@@ -293,6 +293,16 @@ describe('the dirty log', () => {
     await ring.run(4);
     expect(device.takeDirty()).toEqual([]);
   });
+
+  it('has nothing of memory that was taken from under the ring', async () => {
+    const { device } = await start();
+    bench.guest.deviceMemory.memory.clear();
+    await device.startDirtyLog();
+    await device.suspend();
+    // Looks at the ring, and writes there that it did.
+    await device.resume();
+    expect(device.takeDirty()).toEqual([]);
+  });
 });
 
 it('the rest of the contract is passed on', async () => {
