@@ -222,7 +222,7 @@ export class ProcessorsRig {
     const bytes = modules.encodeState(await from.save());
     const to = this.create(from.vcpus.length);
     await from.stop();
-    to.restore(modules.decodeState(bytes));
+    await to.restore(modules.decodeState(bytes));
     return to;
   }
 }

@@ -222,8 +222,8 @@ describeWithPeers(processorsPeers, 'The state of processors', () => {
       ...state,
       vcpus: state.vcpus.map((vcpu) => ({ ...vcpu, msrs: [...vcpu.msrs, { index: 0x1234_5678, value }] })),
     });
-    rig.create(1).restore(withMsr(0n));
-    expect(() => rig.create(1).restore(withMsr(5n))).toThrow(
+    await rig.create(1).restore(withMsr(0n));
+    await expect(rig.create(1).restore(withMsr(5n))).rejects.toThrow(
       "vCPU 0: this host's KVM does not take model-specific register 0x12345678 with 0x5",
     );
   });
@@ -251,7 +251,9 @@ describeWithPeers(processorsPeers, 'The state of processors', () => {
       [of({ msrs: [{ index: 1, value: 1 }] }), 'vCPU 0: msrs 0: 1: not a number of 64 bits'],
       [of({ tscKhz: 0 }), /^vCPU 0: tscKhz: 0: not a whole number/],
     ] as [unknown, string][];
-    for (const [bad, sentence] of cases) expect(() => rig.create(2).restore(bad), String(sentence)).toThrow(sentence);
+    for (const [bad, sentence] of cases) {
+      await expect(rig.create(2).restore(bad), String(sentence)).rejects.toThrow(sentence);
+    }
   });
 
   it('refuses processors with another vendor, or features that this host has not got', async () => {
@@ -268,12 +270,12 @@ describeWithPeers(processorsPeers, 'The state of processors', () => {
     const otherVendor = withCpuid((entry) => {
       if (entry.function === 0) entry.ebx = 0x2121_2121;
     });
-    expect(() => rig.create(1).restore(otherVendor)).toThrow(/^processors: the guest's are of !!!!/);
+    await expect(rig.create(1).restore(otherVendor)).rejects.toThrow(/^processors: the guest's are of !!!!/);
     // No processor that exists has all of these: AMX, and 3DNow and VIA's.
     const everything = withCpuid((entry) => {
       if (entry.function === 7 && entry.index === 0) Object.assign(entry, { ebx: 0xffff_ffff, edx: 0xffff_ffff });
     });
-    expect(() => rig.create(1).restore(everything)).toThrow(
+    await expect(rig.create(1).restore(everything)).rejects.toThrow(
       /^processors: the guest uses features that this host has not got: .*(rtm|amx_tile|mpx)/,
     );
   });

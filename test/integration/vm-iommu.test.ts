@@ -14,7 +14,6 @@ import { NetworkNamespace, namespacePeers } from '../support/net/namespace.ts';
 import { HOST_ADDRESS } from '../support/net/traffic.ts';
 import { describeWithPeers } from '../support/peers.ts';
 import { diskContent, verifiedDisk } from '../support/vm/expectations.ts';
-import { MovingGuest } from '../support/vm/moving-guest.ts';
 import { VmmProcess, type VmOptions, vmGuestPeers } from '../support/vm/vmm-process.ts';
 import { HostPrograms, socketPeers } from '../support/vsock/traffic.ts';
 
@@ -170,42 +169,6 @@ describeWithPeers(vmGuestPeers, 'The IOMMU of the virtual machine', () => {
     expect(await vmm.child.waitForClose(DEADLINE_MS)).toEqual(SHUT_DOWN);
     expect(vmm.guest.all('boots')).toEqual(['1', '2', '3']);
     expect(vmm.guest.all('iommu.domains')).toEqual(['0', '0', '0']);
-  });
-});
-
-describeWithPeers(vmGuestPeers, 'A guest that moves', () => {
-  const cleanup = cleanupAfterEach();
-
-  it.each([
-    ['another VMM', 'migration'],
-    ['a directory and back', 'snapshot'],
-  ])('takes what its IOMMU maps along to %s, and comes from there', async (_, way) => {
-    const directory = cleanup.directory();
-    const image = createImage(join(directory, 'disk'), 4 * MiB);
-    const guest = await MovingGuest.start(cleanup, {
-      parameters: { disk: 1, iommu: 'map', piece_kb: 64, every: 20 },
-      memoryMiB: 16,
-      devices: { disks: [{ id: 'disk', path: image, iommu: true }] },
-    });
-    const mapped = async () => (await guest.source.counters()).__iommu;
-    const before = await mapped();
-    expect(before).toMatchObject({ domains: 1, attached_endpoints: 1, faults: 0 });
-    expect(before?.mappings).toBeGreaterThan(200);
-    for (let round = 0; round < 4; round += 1) {
-      if (way === 'migration') {
-        await guest.migrate(`unix:${join(directory, 'moving')}`);
-      } else {
-        const url = `file://${join(directory, `snapshot${round}`)}`;
-        await guest.source.put('vm.pause');
-        await guest.source.put('vm.snapshot', { destination_url: url });
-        await guest.source.put('vm.delete');
-        guest.goesBack(round % 2 === 0);
-        await guest.source.put('vm.restore', { source_url: url, resume: true });
-      }
-      await guest.works(2);
-      // Nothing is asked of the IOMMU: it came along.
-      expect(await mapped()).toMatchObject({ requests: 0, domains: 1, mappings: before?.mappings, faults: 0 });
-    }
   });
 });
 

@@ -12,7 +12,7 @@ import { buildInitramfs } from '../support/guest/initramfs.ts';
 import { type KvmHost, shellWords } from '../support/guest/kvm-host.ts';
 import { kvmHostPeers, openKvmHost } from '../support/guest/open-kvm-host.ts';
 import { vmlinuxPath } from '../support/guest/vmlinux.ts';
-import { describeWithPeers, peerPath } from '../support/peers.ts';
+import { describeWithPeers, peerPath, projectDirectory } from '../support/peers.ts';
 
 const CMDLINE = 'console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on';
 const BOOT_DEADLINE_MS = 90_000;
@@ -20,7 +20,7 @@ const MOVE_DEADLINE_S = 90;
 const itAtLength = it.runIf(process.env.RINGSIDE_TEST_KVM !== undefined);
 
 /** What the guest's kernel says when its processors, interrupts or clocks are not as they were. */
-const TROUBLE = /BUG|WARNING|Oops|stall|lockup|unstable|nobody cared|I\/O error|EXT4-fs error|clocksource/i;
+const TROUBLE = 'BUG|WARNING|Oops|stall|lockup|unstable|nobody cared|I/O error|EXT4-fs error';
 
 describeWithPeers([...kvmHostPeers, 'debugfs', 'e2fsck', 'lz4', 'socat'], "Debian's kernel that moves", () => {
   const cleanup = cleanupAfterAll();
@@ -52,7 +52,27 @@ describeWithPeers([...kvmHostPeers, 'debugfs', 'e2fsck', 'lz4', 'socat'], "Debia
     expect(await host.run(request(api, route, body), MOVE_DEADLINE_S * 1000)).toMatch(/^HTTP\/1\.[01] 204 /);
   };
   const untilThere = (path: string): Promise<string> =>
-    host.run(`for i in $(seq ${MOVE_DEADLINE_S * 10}); do [ -S ${path} ] && exit; usleep 100000; done; exit 1`);
+    host.run(
+      `for i in $(seq ${MOVE_DEADLINE_S * 10}); do [ -S ${path} ] && exit; usleep 100000; done; exit 1`,
+      2 * MOVE_DEADLINE_S * 1000,
+    );
+
+  /** Starts back ends of the disk and the network. Two of them have one image: its lock goes with the guest. */
+  const startBackends = async (image: string, place: string, tap: string): Promise<{ disk: string; net: string }> => {
+    const [disk, net] = [join(directory, `disk-${place}`), join(directory, `net-${place}`)] as const;
+    const program = (name: string): string => join(projectDirectory, `dist/backends/${name}/main.js`);
+    const blk = [program('blk'), `--socket-path=${disk}`, `--blk-file=${image}`, '--incoming'];
+    const tapOptions = [`--tap=${tap}`, '--mac=52:54:00:00:00:02'];
+    const commands = [blk, [program('net'), `--socket-path=${net}`, ...tapOptions]];
+    for (const command of commands) {
+      const words = shellWords([process.execPath, ...command]);
+      const pid = await host.run(`${words} >/dev/null 2>&1 & echo $!`);
+      cleanup.add(() => host.run(`kill ${pid} 2>/dev/null || :`));
+    }
+    await untilThere(disk);
+    await untilThere(net);
+    return { disk, net };
+  };
 
   /** A VMM without a machine. */
   const serve = async (api: string): Promise<Guest> => {
@@ -67,9 +87,11 @@ describeWithPeers([...kvmHostPeers, 'debugfs', 'e2fsck', 'lz4', 'socat'], "Debia
       const [first, second, third] = ['a', 'b', 'c'].map((name) => join(directory, name)) as [string, string, string];
       const image = join(directory, 'disk');
       await host.run(`truncate -s 64M ${image}`);
+      const here = await startBackends(image, 'here', 'ringside0');
+      const there = await startBackends(image, 'there', 'ringside1');
       const options = [
-        ...['--cpus', '2', '--memory', '256M', '--api-socket', first, '--disk', `path=${image},id=disk`],
-        ...['--net', 'tap=ringside0,mac=52:54:00:00:00:02,id=net'],
+        ...['--cpus', '2', '--memory', '256M', '--api-socket', first],
+        ...['--disk', `socket=${here.disk},id=disk`, '--net', `socket=${here.net},id=net`],
       ];
       const args = ['--kernel', vmlinuxPath(), '--initramfs', initramfs, '--cmdline', CMDLINE, ...options];
       const booted = await host.startVm(args);
@@ -77,7 +99,8 @@ describeWithPeers([...kvmHostPeers, 'debugfs', 'e2fsck', 'lz4', 'socat'], "Debia
 
       // A counter on each processor, one of them on the disk, with a time by each number.
       await booted.run(
-        `ip addr add 192.0.2.2/24 dev eth0; ip link set eth0 up
+        `dmesg -c >/dev/null
+        ip addr add 192.0.2.2/24 dev eth0; ip link set eth0 up
         mkfs.ext4 -q -F /dev/vda
         mount -t ext4 /dev/vda /mnt
         dd if=/dev/urandom of=/mnt/random bs=1M count=8 2>/dev/null
@@ -87,10 +110,10 @@ describeWithPeers([...kvmHostPeers, 'debugfs', 'e2fsck', 'lz4', 'socat'], "Debia
         done`,
         90_000,
       );
-      const namespaceOf = (tap: string): Promise<string> =>
-        host.run(`ip addr flush dev ringside0 || :
+      const useTap = (tap: string): Promise<string> =>
+        host.run(`ip addr flush dev ringside0
           ip addr add 192.0.2.1/24 dev ${tap}; ip link set ${tap} up`);
-      await namespaceOf('ringside0');
+      await useTap('ringside0');
 
       /** Everything is as it has to be, and goes on. */
       const isWell = async (guest: Guest): Promise<void> => {
@@ -105,7 +128,7 @@ describeWithPeers([...kvmHostPeers, 'debugfs', 'e2fsck', 'lz4', 'socat'], "Debia
         );
         expect(await guest.run('ping -c 3 -i 0.2 -s 1400 192.0.2.1', 60_000)).toContain('3 packets received');
         expect(await host.run('ping -c 3 -i 0.2 -s 1400 192.0.2.2', 60_000)).toContain('3 packets received');
-        expect(await guest.run('dmesg')).not.toMatch(TROUBLE);
+        expect(await guest.run(`dmesg | grep -E '${TROUBLE}' || :`)).toBe('');
       };
       const uptimes = async (guest: Guest): Promise<[guest: number, host: number]> => {
         const seconds = async (run: (script: string) => Promise<string>) =>
@@ -128,16 +151,18 @@ describeWithPeers([...kvmHostPeers, 'debugfs', 'e2fsck', 'lz4', 'socat'], "Debia
 
       const arriving = await serve(third);
       await host.run(
-        `ip tuntap add ringside1 mode tap 2>/dev/null || :
-        (${request(third, 'vm.receive-migration', {
+        `(${request(third, 'vm.receive-migration', {
           receiver_url: `unix:${directory}/m`,
-          devices: [{ id: 'net', tap: 'ringside1' }],
+          devices: [
+            { id: 'disk', socket: there.disk },
+            { id: 'net', socket: there.net },
+          ],
         })}) >${directory}/received 2>&1 &`,
       );
       await untilThere(join(directory, 'm'));
       const [guestSent, hostSent] = await uptimes(restored);
       await put(second, 'vm.send-migration', { destination_url: `unix:${directory}/m`, downtime_ms: 2000 });
-      await namespaceOf('ringside1');
+      await useTap('ringside1');
       expect(await host.run(`cat ${directory}/received`)).toMatch(/^HTTP\/1\.[01] 204 /);
       await isWell(arriving);
       // The clock has gone on: what the guest was held for is no more than what went by on the host.
@@ -145,11 +170,11 @@ describeWithPeers([...kvmHostPeers, 'debugfs', 'e2fsck', 'lz4', 'socat'], "Debia
       expect(guestThere - guestSent).toBeGreaterThan((hostThere - hostSent) / 2);
       expect(guestThere - guestSent).toBeLessThan(hostThere - hostSent + 5);
 
-      await arriving.run('sync; umount /mnt || { mount -o remount,ro /mnt; }').catch(() => undefined);
-      await put(second, 'vmm.shutdown');
-      await put(third, 'vm.shutdown');
-      await host.run(`e2fsck -fp ${image} || [ $? = 1 ]; debugfs -R 'cat /random' ${image} 2>/dev/null | sha256sum`);
+      const sum = (await arriving.run('cat /tmp/sum')).slice(0, 64);
+      await arriving.run('mount -o remount,ro /mnt 2>/dev/null || { sync; echo u >/proc/sysrq-trigger; }');
       await put(third, 'vmm.shutdown');
+      await host.run(`e2fsck -fn ${image}`);
+      expect(await host.run(`debugfs -R 'cat /random' ${image} 2>/dev/null | sha256sum`)).toContain(sum);
     },
     600_000,
   );

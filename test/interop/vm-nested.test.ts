@@ -227,9 +227,10 @@ describeWithPeers(
           expect(await put('vm.remove-device', { id: 'data' })).toMatch(/^HTTP\/1\.[01] 204 /);
           await host.run(`for i in $(seq 300); do
               case "$(${ask('GET /api/v1/vm.info')})" in
-                *'"data"'*) usleep 100000 ;;
-                *) exit ;;
+                *'"data"'*) ;;
+                *'"device_tree"'*) exit ;;
               esac
+              usleep 100000
             done
             exit 1`);
           await guest.run('[ ! -b /dev/vda ]');
@@ -258,6 +259,8 @@ describeWithPeers(
         );
         await guest.powerOff(60_000);
       },
+      // Twenty-one disks that come and go.
+      600_000,
     );
   },
 );

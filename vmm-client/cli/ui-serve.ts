@@ -2,7 +2,7 @@
 
 import { closeSync, fstatSync, openSync, readFileSync } from 'node:fs';
 import { UiOptionsError, UiServer } from '../ui/server.ts';
-import { findSockets } from '../ui/sockets.ts';
+import { findSockets, socketList } from '../ui/sockets.ts';
 import type { CliContext } from './context.ts';
 import { UsageError } from './quantity.ts';
 import type { UiOptions } from './ui-program.ts';
@@ -22,10 +22,10 @@ export async function serveUi(context: CliContext, options: UiOptions): Promise<
     throw new UsageError('nothing to show: --api-socket or --api-dir is needed');
   }
   const token = tokenFile === undefined ? undefined : readToken(tokenFile);
-  const sockets = (): string[] => [...apiSocket, ...apiDir.flatMap(findSockets)];
   // A directory that is not there now is a mistake; one that goes away later is told of.
   if (apiDir.length > 0) tryDirectories(apiDir);
   const log = (line: string): void => void context.stderr.write(`ringside: ${line}\n`);
+  const sockets = socketList(apiSocket, apiDir, log);
   let ui: UiServer;
   try {
     ui = await UiServer.listen({ ...listen, sockets, token, control: allowControl, hostNames: hostName, log });

@@ -115,7 +115,14 @@ export function createVmCommands(context: CliContext, version: string): Command 
         // What only devices need would be loaded by the machine, one after the other.
         const [{ runVm }] = await Promise.all([
           import('./vm-run.ts'),
-          ...(hasDevices ? [import('../vmm/devices/open.ts'), import('../vmm/virtio-mmio/transport.ts')] : []),
+          ...(hasDevices
+            ? [
+                import('../vmm/devices/open.ts'),
+                import('../vmm/slots/open-device.ts'),
+                import('../vmm/slots/filled-slot.ts'),
+                import('../vmm/virtio-mmio/transport.ts'),
+              ]
+            : []),
         ]);
         return await runVm(context, version, options as RunOptions);
       } finally {

@@ -37,6 +37,7 @@ export class FrontendConnection {
   readonly #onLost: (error: Error) => void;
   readonly #pending: Pending[] = [];
   #ended = false;
+  #givenUp = false;
 
   /** Takes over the stream. `timeoutMs` bounds every answer, counted from its request. */
   constructor(stream: UnixStream, timeoutMs: number, onLost: (error: Error) => void) {
@@ -48,6 +49,11 @@ export class FrontendConnection {
 
   get isClosed(): boolean {
     return this.#ended;
+  }
+
+  /** Whether it ended because of what the back end said, or did not: it may live, and go on with what it has. */
+  get isGivenUp(): boolean {
+    return this.#givenUp;
   }
 
   /** Whether every command is acknowledged. */
@@ -127,7 +133,7 @@ export class FrontendConnection {
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
       const told = new ProtocolError(`answer to ${type.name}: ${error.message}`);
-      this.#lose(told);
+      this.#giveUp(told);
       throw told;
     }
   }
@@ -135,7 +141,7 @@ export class FrontendConnection {
   #request<Q>(type: MessageType<Q>, value: Q, fds: readonly OwnedFd[], needReply: boolean): Promise<RawReply> {
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
-        this.#lose(new PeerError(`the back end did not answer ${type.name} within ${this.#timeoutMs} ms`));
+        this.#giveUp(new PeerError(`the back end did not answer ${type.name} within ${this.#timeoutMs} ms`));
       }, this.#timeoutMs);
       this.#pending.push({ type, resolve, reject, timer });
       try {
@@ -172,7 +178,7 @@ export class FrontendConnection {
       }
     } catch (error) {
       if (error instanceof ProtocolError) {
-        this.#lose(error);
+        this.#giveUp(error);
         return;
       }
       // A reset is how a peer ends that had not read everything.
@@ -196,6 +202,11 @@ export class FrontendConnection {
     this.#pending.shift();
     clearTimeout(pending.timer);
     pending.resolve({ payload: message.payload, fds: message.fds });
+  }
+
+  #giveUp(error: Error): void {
+    if (!this.#ended) this.#givenUp = true;
+    this.#lose(error);
   }
 
   #lose(error: Error): void {

@@ -14,7 +14,7 @@ import { createSealedMemfd, type OwnedFd } from '../../protocol/sys/owned-fd.ts'
 export type { DirtyRange };
 
 const PAGES_PER_WORD = 32;
-const ALL_DIRTY = -1;
+const ALL_DIRTY = 0xffff_ffff;
 const MAP_BYTES = 4096;
 
 export class DirtyBitmap {
@@ -68,7 +68,7 @@ export class DirtyBitmap {
     for (let at = 0; at < this.#words.length; at++) {
       // Most words are 0, and an exchange costs a locked instruction.
       const word = Atomics.load(this.#words, at) === 0 ? 0 : Atomics.exchange(this.#words, at, 0);
-      if (start === -1 && word === 0) continue;
+      if (word === (start === -1 ? 0 : ALL_DIRTY)) continue;
       for (let bit = 0; bit < PAGES_PER_WORD; bit++) {
         const page = at * PAGES_PER_WORD + bit;
         const isDirty = ((word >>> bit) & 1) === 1;

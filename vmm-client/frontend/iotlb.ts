@@ -73,14 +73,14 @@ export class BackendIotlb implements IoMappingsListener {
     }
   }
 
-  /** Tells a back end that translates. One that is away uses nothing, and asks when it is back. */
+  /** Tells a back end that translates. One that has gone away uses nothing, and asks when it is back. */
   async #tell(send: (connection: FrontendConnection) => Promise<void>): Promise<void> {
     const connection = this.#connection();
     if (connection.isClosed || !hasFeature(connection.features, VIRTIO_F_ACCESS_PLATFORM)) return;
     try {
       await send(connection);
     } catch (error) {
-      if (!connection.isClosed) throw error;
+      if (!connection.isClosed || connection.isGivenUp) throw error;
     }
   }
 

@@ -41,7 +41,7 @@ export class UiServer {
   private constructor(options: UiServerOptions) {
     const { sockets, token, control, hostNames, log } = options;
     this.#host = options.host;
-    this.#watcher = new Watcher({ sockets, control, log });
+    this.#watcher = new Watcher({ sockets, control });
     this.#app = new UiApp({
       watcher: this.#watcher,
       control,

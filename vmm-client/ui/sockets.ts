@@ -26,6 +26,30 @@ function isSocket(path: string): boolean {
   }
 }
 
+/**
+ * What lists the sockets that there are: those that are `named`, and those in `directories`. `log` hears once of a directory
+ * that cannot be read, and again when that has changed in between.
+ */
+export function socketList(
+  named: readonly string[],
+  directories: readonly string[],
+  log: (line: string) => void,
+): () => string[] {
+  const unreadable = new Set<string>();
+  const find = (directory: string): string[] => {
+    try {
+      const found = findSockets(directory);
+      unreadable.delete(directory);
+      return found;
+    } catch (error) {
+      if (!unreadable.has(directory)) log((error as Error).message);
+      unreadable.add(directory);
+      return [];
+    }
+  };
+  return () => [...named, ...directories.flatMap(find)];
+}
+
 /** The last `count` parts of a path, without the ending that says that it is a socket. */
 function tail(path: string, count: number): string {
   const parts = path.split('/').filter((part) => part !== '');

@@ -20,10 +20,9 @@ const PATIENCE_MS = 600;
 const FORGET_MS = 30_000;
 
 export interface WatcherOptions {
-  /** The sockets there are now. @throws Error - they cannot be found out */
+  /** The sockets there are now. */
   readonly sockets: () => readonly string[];
   readonly control: boolean;
-  readonly log: (line: string) => void;
 }
 
 class Watched {
@@ -88,7 +87,6 @@ export class Watcher {
   readonly #machines = new Map<string, Watched>();
   readonly #listeners = new Set<(machines: readonly MachineView[]) => void>();
   #timer: NodeJS.Timeout | undefined;
-  #complaint: string | undefined;
   #closed = false;
 
   constructor(options: WatcherOptions) {
@@ -150,19 +148,8 @@ export class Watcher {
   }
 
   #findMachines(): void {
-    let sockets: readonly string[];
-    try {
-      sockets = this.#options.sockets();
-      this.#complaint = undefined;
-    } catch (error) {
-      // Once, and not every second.
-      const { message } = error as Error;
-      if (message !== this.#complaint) this.#options.log(message);
-      this.#complaint = message;
-      sockets = [];
-    }
     const nowMs = performance.now();
-    const found = nameMachines(sockets);
+    const found = nameMachines(this.#options.sockets());
     for (const named of found) {
       const known = this.#machines.get(named.key);
       if (known === undefined) this.#machines.set(named.key, new Watched(named, this.#options.control));

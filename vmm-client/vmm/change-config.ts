@@ -7,6 +7,7 @@ import type { DiskConfig, FsConfig, NetConfig, VsockConfig } from './config.ts';
 import { fail, HOTPLUG_BLOCK_BYTES } from './config-limits.ts';
 import type { DeviceDescription } from './devices/open.ts';
 import { VmConfigError, VmConflictError, VmNotFoundError } from './errors.ts';
+import { describeDevices } from './slots/plan.ts';
 
 /** A device that is to be added, not checked yet. */
 export type NewDevice =
@@ -14,16 +15,6 @@ export type NewDevice =
   | { readonly kind: 'net'; readonly config: NetConfig }
   | { readonly kind: 'fs'; readonly config: FsConfig }
   | { readonly kind: 'vsock'; readonly config: VsockConfig };
-
-/** Every device of a configuration, in the order of the slots that they get at vm.boot. */
-export function describeDevices({ disks, net, fs, vsock }: CheckedConfig): DeviceDescription[] {
-  return [
-    ...disks.map((config) => ({ kind: 'disk' as const, config })),
-    ...net.map((config) => ({ kind: 'net' as const, config })),
-    ...fs.map((config) => ({ kind: 'fs' as const, config })),
-    ...(vsock === undefined ? [] : [{ kind: 'vsock' as const, config: vsock }]),
-  ];
-}
 
 /** @throws VmNotFoundError - none has this id */
 export function findDevice(config: CheckedConfig, id: string): DeviceDescription {
@@ -88,19 +79,6 @@ export function addDevice(
     const path = pathOf(config, device.kind);
     throw new VmConfigError(error.message.replace(`${path}: `, '').replaceAll(`${path}.`, ''));
   }
-}
-
-/** The configuration without the devices for which `isGone`; the same one where there is none. */
-export function dropDevices(config: CheckedConfig, isGone: (id: string) => boolean): CheckedConfig {
-  if (!describeDevices(config).some((device) => isGone(device.config.id))) return config;
-  const { vsock, ...others } = config;
-  return {
-    ...others,
-    disks: config.disks.filter(({ id }) => !isGone(id)),
-    net: config.net.filter(({ id }) => !isGone(id)),
-    fs: config.fs.filter(({ id }) => !isGone(id)),
-    ...(vsock === undefined || isGone(vsock.id) ? {} : { vsock }),
-  };
 }
 
 /**

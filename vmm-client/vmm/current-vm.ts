@@ -1,11 +1,12 @@
 /** The virtual machine that a VMM has at the moment, or has not: its configuration, its state, and the machine where one runs. */
 
-import type { VmInfo, VmState } from '../api/vmm-control.ts';
-import { dropDevices } from './change-config.ts';
+import type { DeviceNode, VmInfo, VmState } from '../api/vmm-control.ts';
 import type { CheckedConfig } from './check-config.ts';
-import { describeDeviceTree } from './device-tree.ts';
 import { VmStateError } from './errors.ts';
+import { VIRTIO_MMIO_BYTES } from './layout.ts';
 import type { Machine } from './machine.ts';
+import { dropDevices } from './slots/plan.ts';
+import type { MachineDevice } from './virtio-slots.ts';
 
 export class CurrentVm {
   config: CheckedConfig | undefined;
@@ -83,4 +84,13 @@ export class CurrentVm {
     this.state = state;
     await machine?.close();
   }
+}
+
+/** The devices of a machine as vm.info shows them. */
+function describeDeviceTree(devices: readonly MachineDevice[]): Record<string, DeviceNode> {
+  const nodes = devices.map(({ id, kind, slot, address, interrupt, state }): [string, DeviceNode] => {
+    const resources = [{ MmioAddressRange: { base: address, size: VIRTIO_MMIO_BYTES } }, { LegacyIrq: interrupt }];
+    return [id, { id, resources, parent: null, children: [], pci_bdf: null, kind, slot, address, interrupt, state }];
+  });
+  return Object.fromEntries(nodes);
 }

@@ -60,3 +60,8 @@ export const MAX_VIRTIO_DEVICES = GSI_COUNT - FIRST_VIRTIO_GSI;
 export const IOMMU_SLOT = MAX_VIRTIO_DEVICES - 1;
 export const MEM_SLOT = MAX_VIRTIO_DEVICES - 2;
 export const MAX_VCPUS = 254;
+
+/** Guest physical address of a slot's registers. */
+export function slotAddress(index: number): number {
+  return VIRTIO_MMIO_ADDRESS + index * VIRTIO_MMIO_BYTES;
+}

@@ -4,57 +4,30 @@
  * connected.
  */
 
-import type { Readable, Writable } from 'node:stream';
-import { KVM_CAP_READONLY_MEM, KVM_CAP_TSC_DEADLINE_TIMER, Kvm } from '../../protocol/sys/kvm.ts';
-import { setMsrs } from '../../protocol/sys/kvm-msrs.ts';
-import { changeSpecialRegisters, noteGuestPaused, setRegisters } from '../../protocol/sys/kvm-vcpu.ts';
-import { loadKernel } from './boot/kernel.ts';
-import { encodeRegs, patchSregs } from './boot/registers.ts';
-import { START_MSRS } from './boot/start-state.ts';
+import { KVM_CAP_READONLY_MEM, Kvm } from '../../protocol/sys/kvm.ts';
+import { noteGuestPaused } from '../../protocol/sys/kvm-vcpu.ts';
+import { startKernel } from './boot/start-kernel.ts';
 import { Bus } from './bus.ts';
-import { type CheckedConfig, wantsIommu } from './check-config.ts';
-import { type CpuidEntry, decodeCpuid, encodeCpuid, filterCpuid, physicalAddressBits } from './cpuid.ts';
-import type { VirtioIommu } from './devices/iommu/iommu.ts';
-import type { VirtioMem } from './devices/mem/mem.ts';
-import { checkPieces, hotplugRegion } from './devices/mem/region.ts';
+import type { CheckedConfig } from './check-config.ts';
+import { type CpuidEntry, decodeCpuid, physicalAddressBits } from './cpuid.ts';
 import type { DeviceDescription } from './devices/open.ts';
 import { VmConfigError } from './errors.ts';
-import { GuestRam, type RamRange, ramRanges } from './guest-ram.ts';
-import { IOMMU_SLOT, SERIAL_GSI } from './layout.ts';
-import { PcDevices } from './legacy/pc-devices.ts';
+import { buildHardware, type Hardware, type MachineEnvironment, type MachineOrigin } from './hardware.ts';
+import { SERIAL_GSI } from './layout.ts';
 import type { TapReader } from './legacy/serial-tap.ts';
-import type { Log } from './log.ts';
-import { MemoryPieces } from './memory-pieces.ts';
 import type { MachineLayout } from './migration/offer.ts';
 import type { PageRange } from './migration/page-set.ts';
 import { RamAccess } from './migration/ram-access.ts';
 import { Processors } from './processors.ts';
 import type { MachineWatch } from './queues/machine-watch.ts';
 import type { MachineReport } from './queues/queue-report.ts';
-import { slotAddress } from './slots/filled-slot.ts';
-import { type PlannedDevice, type PlannedLocal, placeDevices, planDevice, planDevices } from './slots/plan.ts';
+import { planDevice } from './slots/plan.ts';
 import { type MachineParts, Standstill } from './state/machine-state.ts';
-import type { DaemonSupervisor } from './supervisor.ts';
 import type { VcpuEnd } from './vcpu.ts';
 import { endVcpuWorkers } from './vcpu-worker.ts';
-import { type MachineDevice, VirtioSlots } from './virtio-slots.ts';
+import type { MachineDevice } from './virtio-slots.ts';
 
-/** What a machine needs of the process that it runs in. */
-export interface MachineEnvironment {
-  readonly log: Log;
-  /** The other end of a serial port in mode Tty. */
-  readonly input: Readable;
-  readonly output: Writable;
-  /** Starts the daemons of devices that were configured by a file or an interface. */
-  readonly supervisor: Pick<DaemonSupervisor, 'start'>;
-}
-
-/** A machine that ran before, elsewhere or at another time. */
-export interface MachineOrigin {
-  readonly layout: MachineLayout;
-  /** It still is elsewhere, with its devices: what only one process can have is taken when it goes on here. */
-  readonly incoming: boolean;
-}
+export type { MachineEnvironment, MachineOrigin } from './hardware.ts';
 
 export class Machine {
   readonly #config: CheckedConfig;
@@ -65,12 +38,7 @@ export class Machine {
   readonly #ports = new Bus();
   readonly #memory = new Bus();
   readonly #standstill = new Standstill(() => this.#parts);
-  #pc: PcDevices | undefined;
-  #ram: GuestRam | undefined;
-  #pieces: MemoryPieces | undefined;
-  #mem: VirtioMem | undefined;
-  #slots: VirtioSlots | undefined;
-  #iommu: VirtioIommu | undefined;
+  #hardware: Hardware | undefined;
   #processors: Processors | undefined;
   #watch: MachineWatch | undefined;
   #isPaused = false;
@@ -135,46 +103,24 @@ export class Machine {
     }
   }
 
-  /** RAM, devices and held processors, which know nothing of each other yet. */
+  /** Devices, RAM and held processors, which know nothing of each other yet. */
   async #build(origin: MachineOrigin | undefined): Promise<void> {
     // Threads take longest to start, so they come first.
     this.#createProcessors();
-    const config = this.#config;
-    const addressLimit = 2 ** physicalAddressBits(this.#cpuid);
-    const ram = GuestRam.allocate(config.memory, addressLimit, piecesOf(config, origin, addressLimit));
-    this.#ram = ram;
-    const pieces = new MemoryPieces(ram, this.#environment.log);
-    this.#pieces = pieces;
-    this.#pc = new PcDevices(this.#ports, {
+    this.#hardware = await buildHardware(this.#config, origin, {
       ...this.#environment,
-      serial: config.serial,
-      isContinued: origin !== undefined,
+      addressLimit: 2 ** physicalAddressBits(this.#cpuid),
+      ports: this.#ports,
+      memory: this.#memory,
       onReset: () => this.#guestEnds('reset'),
       onShutdown: () => this.#guestEnds('shutdown'),
     });
-    // A guest that goes on keeps its IOMMU, also when the last device behind it is gone.
-    const hasIommu = wantsIommu(config) || origin?.layout.slots.has('__iommu') === true;
-    const local = hasIommu ? await this.#planIommu(ram) : [];
-    if (config.memory.hotplug_size > 0)
-      local.push(await this.#planMem(ram, pieces, addressLimit, origin !== undefined));
-    const planned: readonly PlannedDevice[] = [...planDevices(config, origin?.incoming), ...local];
-    this.#slots = await VirtioSlots.open(origin === undefined ? planned : placeDevices(planned, origin.layout.slots), {
-      ...this.#environment,
-      ram,
-      bus: this.#memory,
-      iommu: this.#iommu,
-    });
-    pieces.tell(this.#slots);
-    // Of pieces that were there before the slots were, the devices hear from their drivers' start on, but for the IOMMU.
-    for (const region of ram.regions) await this.#iommu?.memoryAdded(region);
   }
 
-  get #parts(): MachineParts & { readonly ram: GuestRam } {
-    const [processors, ram, slots, pc] = [this.#processors, this.#ram, this.#slots, this.#pc];
-    if (processors === undefined || ram === undefined || slots === undefined || pc === undefined) {
-      throw new Error('use of a machine that is not built');
-    }
-    return { processors, ram, slots, pc };
+  get #parts(): MachineParts & Hardware {
+    const [processors, hardware] = [this.#processors, this.#hardware];
+    if (processors === undefined || hardware === undefined) throw new Error('use of a machine that is not built');
+    return { processors, ...hardware };
   }
 
   /** The end or the reset that the guest has asked for since its last start. */
@@ -184,12 +130,12 @@ export class Machine {
 
   /** Starts the kernel again, with devices as new. When it throws, what `boot` throws, the machine is to be closed. */
   async reset(): Promise<void> {
-    const { slots, pc } = this.#parts;
-    await this.#processors?.stop();
-    this.#pieces?.disconnect();
+    const { processors, slots, pc, pieces, mem } = this.#parts;
+    await processors.stop();
+    pieces.disconnect();
     this.#createProcessors();
     await slots.reset();
-    await this.#mem?.systemReset();
+    await mem?.systemReset();
     pc.reset();
     this.#mayBeElsewhere = false;
     await this.#standstill.reset();
@@ -211,7 +157,7 @@ export class Machine {
     await this.stopDirtyLog();
     if (!this.#isUnannounced) return;
     this.#isUnannounced = false;
-    void this.#slots?.announce();
+    void this.#hardware?.slots.announce();
   }
 
   /** All of RAM, for who saves or fills it. */
@@ -275,7 +221,7 @@ export class Machine {
 
   /** While it is on no memory comes or goes, so that `layout` stays as it is. */
   async holdMemory(on: boolean): Promise<void> {
-    await this.#mem?.holdStill(on);
+    await this.#hardware?.mem?.holdStill(on);
   }
 
   /**
@@ -293,7 +239,7 @@ export class Machine {
 
   /** What is in the slots, in their order. One that the guest has ejected is not. */
   devices(): readonly MachineDevice[] {
-    return this.#slots?.devices() ?? [];
+    return this.#hardware?.slots.devices() ?? [];
   }
 
   /** @throws VmNotFoundError, VmConfigError, VmError - see `VirtioSlots.resizeDisk` */
@@ -308,18 +254,19 @@ export class Machine {
    */
   async resizeMemory(bytes: number): Promise<void> {
     const { size } = this.#config.memory;
-    if (this.#mem !== undefined) return this.#mem.resize(bytes - size);
+    const { mem } = this.#parts;
+    if (mem !== undefined) return mem.resize(bytes - size);
     if (bytes !== size) throw new VmConfigError(`memory: hotplug_size is 0, so that it stays ${size} bytes`);
   }
 
   /** Bytes of RAM that the guest has now. */
   get memoryBytes(): number {
-    return this.#config.memory.size + (this.#mem?.pluggedBytes ?? 0);
+    return this.#config.memory.size + (this.#hardware?.mem?.pluggedBytes ?? 0);
   }
 
   /** By vCPU and device. Those of vCPUs count from the last reset. */
   counters(): Record<string, Record<string, number>> {
-    return { vm: { resets: this.#resets }, ...this.#processors?.counters(), ...this.#slots?.counters() };
+    return { vm: { resets: this.#resets }, ...this.#processors?.counters(), ...this.#hardware?.slots.counters() };
   }
 
   /** What can be seen of queues and vCPUs. The first call starts a watch, which ends some seconds after the last. */
@@ -348,12 +295,12 @@ export class Machine {
   async close(): Promise<void> {
     this.#watch?.close();
     await this.#processors?.stop();
-    this.#pieces?.disconnect();
+    this.#hardware?.pieces.disconnect();
     await endVcpuWorkers();
-    await this.#slots?.close();
-    this.#slots = undefined;
-    this.#pc?.close();
-    this.#ram?.close();
+    await this.#hardware?.slots.close();
+    this.#hardware?.pc.close();
+    this.#hardware?.ram.close();
+    this.#hardware = undefined;
     this.#kvm.close();
   }
 
@@ -377,32 +324,11 @@ export class Machine {
     this.#onEnd();
   }
 
-  async #planIommu(ram: GuestRam): Promise<PlannedLocal[]> {
-    const { planIommu } = await import('./devices/iommu/plan.ts');
-    const { iommu, planned } = planIommu(ram, this.#environment.log);
-    this.#iommu = iommu;
-    return [planned];
-  }
-
-  async #planMem(
-    ram: GuestRam,
-    pieces: MemoryPieces,
-    addressLimit: number,
-    isContinued: boolean,
-  ): Promise<PlannedLocal> {
-    const { planMem } = await import('./devices/mem/plan.ts');
-    const { memory: config } = this.#config;
-    const { log } = this.#environment;
-    const { mem, planned } = planMem({ ram, pieces, config, addressLimit, isContinued, log });
-    this.#mem = mem;
-    return planned;
-  }
-
   /** Shows RAM and devices to new processors. */
   #connect(): void {
-    const { processors, slots, pc } = this.#parts;
+    const { processors, slots, pc, pieces } = this.#parts;
     const { vm } = processors;
-    this.#pieces?.connect(vm);
+    pieces.connect(vm);
     vm.addIrqFd(pc.serialInterrupt.fd, SERIAL_GSI);
     slots.connect(vm, this.#kvm.extension(KVM_CAP_READONLY_MEM) > 0);
   }
@@ -411,42 +337,6 @@ export class Machine {
   #start(): void {
     this.#connect();
     this.#isPaused = false;
-    const { processors, ram, slots, pc } = this.#parts;
-    const boot = processors.vcpus[0];
-    if (boot === undefined) throw new Error('start of a machine without processors');
-    const { payload, cpus } = this.#config;
-    const cpuCount = cpus.boot_vcpus;
-    const tscDeadlineTimer = this.#kvm.extension(KVM_CAP_TSC_DEADLINE_TIMER) > 0;
-    processors.setCpuid((apicId) =>
-      encodeCpuid(filterCpuid(this.#cpuid, { apicId, cpuCount, hide: cpus.hide, tscDeadlineTimer })),
-    );
-    const state = loadKernel({
-      memory: ram.memory,
-      ranges: ram.ranges,
-      kernel: payload.kernel,
-      initramfs: payload.initramfs,
-      cmdline: payload.cmdline ?? '',
-      cpuCount,
-      hasSerial: pc.serial !== undefined,
-      viot:
-        this.#iommu === undefined ? undefined : { iommu: slotAddress(IOMMU_SLOT), endpoints: slots.listEndpoints() },
-    });
-    for (const { fd } of processors.vcpus) setMsrs(fd, START_MSRS);
-    setRegisters(boot.fd, encodeRegs(state));
-    changeSpecialRegisters(boot.fd, (current) => patchSregs(current, state));
-    processors.run();
+    startKernel(this.#kvm, this.#cpuid, this.#config, this.#parts.processors, this.#parts);
   }
-}
-
-/** Where memory was that had been plugged into a machine. @throws VmError - there can be none here */
-function piecesOf(
-  { memory }: CheckedConfig,
-  origin: MachineOrigin | undefined,
-  addressLimit: number,
-): readonly RamRange[] {
-  if (origin === undefined) return [];
-  const booted = ramRanges(memory.size);
-  const ranges = origin.layout.ranges.map(({ guestAddress, length }) => ({ start: guestAddress, length }));
-  const added = ranges.filter(({ start }) => !booted.some((range) => range.start === start));
-  return checkPieces(added, memory.hotplug_size > 0 ? hotplugRegion(memory, addressLimit) : undefined);
 }

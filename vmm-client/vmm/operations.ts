@@ -57,7 +57,7 @@ export class Operations {
   /** Runs a long operation in its turn, with what `check` makes of the request then. @throws VmStateError - there is one */
   async atLength<T>(
     name: LongOperationName,
-    check: () => T,
+    check: () => T | Promise<T>,
     run: (checked: T, operation: LongOperation) => Promise<void>,
   ): Promise<void> {
     this.#checkFree(`there can be no ${name}`);
@@ -65,7 +65,7 @@ export class Operations {
     this.#operation = operation;
     try {
       await this.inOrder(async () => {
-        const checked = check();
+        const checked = await check();
         operation.signal.throwIfAborted();
         this.#begun = operation;
         await run(checked, operation);

@@ -6,12 +6,7 @@
 import type { Kvm, KvmVm } from '../../protocol/sys/kvm.ts';
 import { exitName, setCpuid } from '../../protocol/sys/kvm-vcpu.ts';
 import { IDENTITY_MAP_ADDRESS, TSS_ADDRESS } from './layout.ts';
-import {
-  type ProcessorsState,
-  parseProcessorsState,
-  restoreProcessors,
-  saveProcessors,
-} from './state/processors-state.ts';
+import type { ProcessorsState } from './state/processors-state.ts';
 import { type Buses, Vcpu, type VcpuEnd } from './vcpu.ts';
 import { EXIT_REASONS } from './vcpu-channel.ts';
 
@@ -78,6 +73,7 @@ export class Processors {
     await this.quiesce();
     if (this.#cpuids.length !== this.vcpus.length) throw new Error('save of vCPUs that were never set up');
     const vcpus = this.vcpus.map(({ fd, index }) => ({ fd, cpuid: this.#cpuids[index] as Uint8Array }));
+    const { saveProcessors } = await import('./state/processors-state.ts');
     return saveProcessors(this.#kvm, this.vm, vcpus);
   }
 
@@ -86,7 +82,8 @@ export class Processors {
    * what is in it; devices make no interrupts yet. When it throws, nothing but `stop` is left.
    * @throws VmError - the state is none, or none for this machine or this host
    */
-  restore(state: unknown): void {
+  async restore(state: unknown): Promise<void> {
+    const { parseProcessorsState, restoreProcessors } = await import('./state/processors-state.ts');
     const parsed = parseProcessorsState(state, this.vcpus.length, this.#kvm);
     const fds = this.vcpus.map(({ fd }) => fd);
     this.#cpuids = parsed.vcpus.map(({ cpuid }) => cpuid);

@@ -19,13 +19,14 @@ import {
   HOTPLUG_GSI,
   MAX_VIRTIO_DEVICES,
   PAGE_BYTES,
+  slotAddress,
   VIRTIO_MMIO_ADDRESS,
   VIRTIO_MMIO_BYTES,
 } from './layout.ts';
 import type { ObservedSlot } from './queues/observed.ts';
-import { FilledSlot, slotAddress } from './slots/filled-slot.ts';
+import type { FilledSlot } from './slots/filled-slot.ts';
 import { LeavingDevices } from './slots/leaving.ts';
-import { closeOpened, type OpenedDevice, type OpenOptions, openAll, openPlanned } from './slots/open-device.ts';
+import type { OpenedDevice, OpenOptions } from './slots/open-device.ts';
 import { isBehindIommu, isLocal, type PlannedDevice, type PlannedRemote } from './slots/plan.ts';
 import { HOTPLUG_PAGE, readPage, SLOT_PAGES, showPages } from './slots/register-pages.ts';
 import { SlotTable } from './slots/slot-table.ts';
@@ -88,15 +89,7 @@ export class VirtioSlots {
   static async open(planned: readonly PlannedDevice[], options: SlotsOptions): Promise<VirtioSlots> {
     const slots = new VirtioSlots(options);
     try {
-      const fixed = planned.filter(({ slot }) => slot !== undefined);
-      const others = planned.filter(({ slot }) => slot === undefined);
-      const places = new Map([...fixed, ...others].map((each) => [each, slots.#take(each)]));
-      const opened = await openAll(planned.map((each) => openPlanned(each, places.get(each) as number, options)));
-      const filled = await Promise.allSettled(
-        opened.map((each) => slots.#fill(places.get(each.planned) as number, each)),
-      );
-      for (const result of filled) if (result.status === 'rejected') throw result.reason;
-      for (const { index } of slots.#filled) slots.#hotplug.showPresent(index);
+      if (planned.length > 0) await slots.#fillAll(planned);
       return slots;
     } catch (error) {
       await slots.close();
@@ -143,6 +136,7 @@ export class VirtioSlots {
     const slot = this.#take(planned);
     this.#coming.add(id);
     try {
+      const { openPlanned } = await import('./slots/open-device.ts');
       await this.#fill(slot, await openPlanned(planned, slot, this.#options));
     } catch (error) {
       this.#table.giveBack(slot);
@@ -310,11 +304,26 @@ export class VirtioSlots {
     return this.#table.take(planned, (slot) => isAnyGood || this.#endpoints.includes(slot));
   }
 
+  /** Those that have to have a slot first. @throws - as `open` */
+  async #fillAll(planned: readonly PlannedDevice[]): Promise<void> {
+    const fixed = planned.filter(({ slot }) => slot !== undefined);
+    const others = planned.filter(({ slot }) => slot === undefined);
+    const places = new Map([...fixed, ...others].map((each) => [each, this.#take(each)]));
+    const { openAll, openPlanned } = await import('./slots/open-device.ts');
+    const opened = await openAll(planned.map((each) => openPlanned(each, places.get(each) as number, this.#options)));
+    const filled = await Promise.allSettled(opened.map((each) => this.#fill(places.get(each.planned) as number, each)));
+    for (const result of filled) if (result.status === 'rejected') throw result.reason;
+    for (const { index } of this.#filled) this.#hotplug.showPresent(index);
+  }
+
   /** Puts an opened device, which it takes over in any case, into a slot, and shows it to the virtual machine that there is. */
   async #fill(index: number, opened: OpenedDevice): Promise<void> {
     let slot: FilledSlot | undefined;
     try {
-      const { VirtioMmioTransport: Transport } = await import('./virtio-mmio/transport.ts');
+      const [{ VirtioMmioTransport: Transport }, { FilledSlot }] = await Promise.all([
+        import('./virtio-mmio/transport.ts'),
+        import('./slots/filled-slot.ts'),
+      ]);
       const registers = SLOT_PAGES[index] as PinnedMemory;
       const log = (line: string): void => this.#options.log.warn(line);
       slot = new FilledSlot(opened, { index, registers, acknowledged: this.#acknowledged, Transport, log });
@@ -323,6 +332,7 @@ export class VirtioSlots {
       this.#table.put(slot);
     } catch (error) {
       slot?.close();
+      const { closeOpened } = await import('./slots/open-device.ts');
       await closeOpened(opened);
       throw error;
     }

@@ -32,25 +32,16 @@ import type {
   VmResizeDisk,
   VmSnapshotConfig,
 } from '../api/vmm-control.ts';
-import {
-  addDevice,
-  addressDevices,
-  checkDiskResize,
-  dropDevices,
-  findDevice,
-  type NewDevice,
-  resizeMemory,
-} from './change-config.ts';
+import type { NewDevice } from './change-config.ts';
 import { type CheckedConfig, checkConfig } from './check-config.ts';
 import type { DiskConfig, FsConfig, NetConfig, VmConfig, VsockConfig } from './config.ts';
 import { DEFAULTS } from './config-limits.ts';
 import { CurrentVm } from './current-vm.ts';
 import { VmConfigError, VmStateError } from './errors.ts';
 import { Machine, type MachineEnvironment } from './machine.ts';
-import { UndecidedError } from './migration/undecided.ts';
 import { Operations } from './operations.ts';
 import type { MachineReport } from './queues/queue-report.ts';
-import { parseFileUrl, parsePeerUrl } from './urls.ts';
+import { dropDevices } from './slots/plan.ts';
 
 /** Why the VMM has nothing more to do. */
 export type VmmEnd =
@@ -152,6 +143,7 @@ export class Vmm implements VmmControl {
   /** @throws VmNotFoundError */
   removeDevice({ id }: VmRemoveDevice): Promise<void> {
     return this.#operations.change('lose a device', async () => {
+      const { findDevice } = await import('./change-config.ts');
       const config = this.#vm.needCreated('lose a device');
       findDevice(config, id);
       if (this.#vm.machine !== undefined) await this.#vm.machine.removeDevice(id);
@@ -162,6 +154,7 @@ export class Vmm implements VmmControl {
   /** @throws VmConfigError */
   resize(request: VmResize): Promise<void> {
     return this.#operations.change('be resized', async () => {
+      const { resizeMemory } = await import('./change-config.ts');
       const config = resizeMemory(this.#vm.needCreated('be resized'), request);
       const { size, hotplugged_size } = config.memory;
       if (request.desired_ram !== undefined) await this.#vm.machine?.resizeMemory(size + hotplugged_size);
@@ -172,17 +165,21 @@ export class Vmm implements VmmControl {
   /** @throws VmNotFoundError, VmConfigError */
   resizeDisk(request: VmResizeDisk): Promise<void> {
     return this.#operations.change('be resized', async () => {
+      const { checkDiskResize } = await import('./change-config.ts');
       checkDiskResize(this.#vm.needCreated('be resized'), request);
       await this.#vm.needRunning('be resized').resizeDisk(request.id, request.desired_size);
     });
   }
 
   snapshot({ destination_url }: VmSnapshotConfig): Promise<void> {
-    const check = () => ({
-      machine: this.#vm.needPaused('be saved'),
-      config: this.#vm.needCreated('be saved'),
-      directory: parseFileUrl('destination_url', destination_url),
-    });
+    const check = async () => {
+      const { parseFileUrl } = await import('./urls.ts');
+      return {
+        machine: this.#vm.needPaused('be saved'),
+        config: this.#vm.needCreated('be saved'),
+        directory: parseFileUrl('destination_url', destination_url),
+      };
+    };
     return this.#operations.atLength('snapshot', check, async ({ machine, config, directory }, operation) => {
       const { saveSnapshot } = await import('./migration/snapshot.ts');
       await saveSnapshot(machine, config, directory, operation);
@@ -190,13 +187,14 @@ export class Vmm implements VmmControl {
   }
 
   restore({ source_url, resume = false, devices = [] }: RestoreConfig): Promise<void> {
-    const check = () => {
+    const check = async () => {
+      const { parseFileUrl } = await import('./urls.ts');
       this.#vm.needNothing('restored');
       return parseFileUrl('source_url', source_url);
     };
     return this.#operations.atLength('restore', check, async (directory, operation) => {
       const { restoreSnapshot } = await import('./migration/snapshot.ts');
-      const { machine, config } = await restoreSnapshot(directory, ...this.#arrival(devices), operation);
+      const { machine, config } = await restoreSnapshot(directory, ...(await this.#arrival(devices)), operation);
       this.#vm.takeOver(machine, config, 'Paused');
       if (!resume) return;
       await machine.resume();
@@ -205,13 +203,17 @@ export class Vmm implements VmmControl {
   }
 
   sendMigration({ destination_url, downtime_ms, timeout_s }: SendMigrationData): Promise<void> {
-    const check = () => ({
-      machine: this.#vm.needRunning('migrate'),
-      config: this.#vm.needCreated('migrate'),
-      to: parsePeerUrl('destination_url', destination_url),
-    });
+    const check = async () => {
+      const { parsePeerUrl } = await import('./urls.ts');
+      return {
+        machine: this.#vm.needRunning('migrate'),
+        config: this.#vm.needCreated('migrate'),
+        to: parsePeerUrl('destination_url', destination_url),
+      };
+    };
     return this.#operations.atLength('send-migration', check, async ({ machine, config, to }, operation) => {
       const { sendMachine } = await import('./migration/send.ts');
+      const { UndecidedError } = await import('./migration/undecided.ts');
       const downtimeMs = downtime_ms ?? DEFAULTS.downtimeMs;
       const timeoutMs = timeout_s === undefined ? undefined : timeout_s * 1000;
       const options = { downtimeMs, timeoutMs, paused: this.#vm.state === 'Paused' };
@@ -233,13 +235,14 @@ export class Vmm implements VmmControl {
   }
 
   receiveMigration({ receiver_url, devices = [] }: ReceiveMigrationData): Promise<void> {
-    const check = () => {
+    const check = async () => {
+      const { parsePeerUrl } = await import('./urls.ts');
       this.#vm.needNothing('received');
       return parsePeerUrl('receiver_url', receiver_url);
     };
     return this.#operations.atLength('receive-migration', check, async (from, operation) => {
       const { receiveMachine } = await import('./migration/receive.ts');
-      const { machine, config, running } = await receiveMachine(from, ...this.#arrival(devices), operation);
+      const { machine, config, running } = await receiveMachine(from, ...(await this.#arrival(devices)), operation);
       this.#vm.takeOver(machine, config, running ? 'Running' : 'Paused');
     });
   }
@@ -294,6 +297,7 @@ export class Vmm implements VmmControl {
 
   #addDevice(device: NewDevice): Promise<AddedDevice | undefined> {
     return this.#operations.change('get a device', async () => {
+      const { addDevice } = await import('./change-config.ts');
       const { config, added } = addDevice(this.#vm.needCreated('get a device'), device);
       const machine = this.#vm.machine;
       if (added.config.iommu && machine !== undefined && !machine.devices().some(({ kind }) => kind === 'iommu')) {
@@ -306,7 +310,8 @@ export class Vmm implements VmmControl {
   }
 
   /** What a machine that comes from elsewhere is made with: its configuration's changes, surroundings, whom it tells. */
-  #arrival(devices: readonly RestoredDevice[]) {
+  async #arrival(devices: readonly RestoredDevice[]) {
+    const { addressDevices } = await import('./change-config.ts');
     const adjust = (config: CheckedConfig) => addressDevices(config, devices);
     return [adjust, this.#options, () => this.#onGuestEnd()] as const;
   }

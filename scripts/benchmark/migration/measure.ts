@@ -60,7 +60,6 @@ export interface Snapshots {
 
 export interface MigrationResults extends PartResults {
   fileSystem: string;
-  giveUpMs: number;
   moves: Moves[];
   snapshots: Snapshots[];
   /** Why the peer could not take part. */
@@ -68,7 +67,6 @@ export interface MigrationResults extends PartResults {
 }
 
 const IMAGE_BYTES = 64 * 2 ** 20;
-const GIVE_UP_MS = 5_000;
 
 type Settings = TaskSettings & RoundSettings;
 
@@ -82,7 +80,7 @@ function listRuns<C extends string, R>(runs: ReadonlyMap<C, R[]>): Runs<R>[] {
 }
 
 /** What targets and the chart are about: the numbers of runs, each as a row. */
-function rowsOfMoves({ workload, movers }: Moves): Row[] {
+export function rowsOfMoves({ workload, movers }: Moves): Row[] {
   const { name, title, kind, downtimeMs } = workload;
   const done = movers
     .map(({ contestant, runs }) => ({ contestant, runs: runs.filter(({ isMoved }) => isMoved) }))
@@ -212,7 +210,6 @@ export async function measureMigration(
     folder,
     rounds: options.rounds,
     seconds: options.seconds,
-    giveUpMs: GIVE_UP_MS,
     quietTimeoutMs: isHurried ? 2000 : 20_000,
     ...(isHurried && { repeats: 0 }),
     log,
@@ -233,7 +230,6 @@ export async function measureMigration(
     rounds: settings.rounds,
     seconds: settings.seconds,
     warmupSeconds: 0,
-    giveUpMs: settings.giveUpMs,
     ...{ rows, moves, snapshots, absentPeer },
     footprints: [],
   };

@@ -30,8 +30,6 @@ export interface TaskSettings {
   folder: string;
   /** A guest is watched for so long before it moves, and in each half of a comparison. */
   seconds: number;
-  /** Migrations are given up then. */
-  giveUpMs: number;
 }
 
 export interface MoveRun extends Run, Moved {
@@ -94,7 +92,7 @@ async function freePort(): Promise<number> {
 async function watchMove(pair: Pair, url: string, workload: MoveWorkload, settings: TaskSettings) {
   const [from, to] = await pair.source.workFor(settings.seconds);
   const begin = performance.now();
-  const moved = await pair.move(url, workload.downtimeMs, settings.giveUpMs);
+  const moved = await pair.move(url, workload.downtimeMs, workload.giveUpMs);
   const end = performance.now() + AFTERWARDS_MS;
   await (moved.isMoved ? pair.destination : pair.source).work();
   await sleep(Math.max(0, end - performance.now()));

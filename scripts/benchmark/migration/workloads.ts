@@ -5,13 +5,12 @@ export type Monitor = 'ringside' | 'qemu';
 export type Transport = 'unix' | 'tcp';
 
 /** Who moves a guest, and by what. */
-export type Mover = 'ringside, unix' | 'ringside, tcp' | 'qemu, unix' | 'qemu, tcp';
+export type Mover = 'ringside, unix' | 'ringside, tcp' | 'qemu, unix';
 
 export const MOVERS: Readonly<Record<Mover, { monitor: Monitor; transport: Transport }>> = {
   'ringside, unix': { monitor: 'ringside', transport: 'unix' },
   'ringside, tcp': { monitor: 'ringside', transport: 'tcp' },
   'qemu, unix': { monitor: 'qemu', transport: 'unix' },
-  'qemu, tcp': { monitor: 'qemu', transport: 'tcp' },
 };
 
 /** The guest's job=dirty (test/support/vm/guest/dirty.c), and what is in its memory besides. */
@@ -40,6 +39,8 @@ export interface MoveWorkload extends Named {
   movers: readonly Mover[];
   /** How long the guest may stand still: what the monitor is told. */
   downtimeMs: number;
+  /** A guest that has not moved by then does not. */
+  giveUpMs: number;
 }
 
 /** What the dirty log costs a guest, of what it does. */
@@ -73,10 +74,11 @@ function idle(memoryMib: number, dataMib: number, name: string): MoveWorkload {
   return {
     kind: 'idle',
     name: `idle-${name}`,
-    title: `a guest of ${memoryMib} MiB with ${dataMib} MiB of data, which writes nothing`,
+    title: `${memoryMib} MiB, of which ${dataMib} are data`,
     load: { ...RESTING, memoryMib, dataMib },
-    movers: ['ringside, unix', 'qemu, unix', 'ringside, tcp', 'qemu, tcp'],
+    movers: ['ringside, unix', 'qemu, unix', 'ringside, tcp'],
     downtimeMs: 300,
+    giveUpMs: 60_000,
   };
 }
 
@@ -85,16 +87,17 @@ const WRITTEN_MIB = 128;
 function dirty(name: string, processors: number, pagesPerSecond: number): MoveWorkload {
   const rate =
     pagesPerSecond === AS_MANY_AS_IT_CAN
-      ? `as many pages as it can, with ${processors} processors,`
+      ? `as many pages a second as ${processors} processors can write`
       : `${pagesPerSecond} pages (${Math.round((pagesPerSecond * PAGE_BYTES) / 1e6)} MB) a second`;
   const rangeMib = WRITTEN_MIB / processors;
   return {
     kind: 'dirty',
     name: `dirty-${name}`,
-    title: `a guest that writes to ${rate} of ${WRITTEN_MIB} MiB`,
+    title: rate,
     load: { ...RESTING, memoryMib: 256, processors, rangeMib, pagesPerSecond },
     movers: ['ringside, unix', 'qemu, unix'],
     downtimeMs: 50,
+    giveUpMs: 5000,
   };
 }
 
@@ -116,7 +119,7 @@ export const WORKLOADS: readonly MigrationWorkload[] = [
   {
     kind: 'snapshot',
     name: 'snapshot',
-    title: 'a guest of 1024 MiB with 192 MiB of data, to files and back',
+    title: '1024 MiB, of which 192 are data',
     load: { ...RESTING, memoryMib: 1024, dataMib: 192 },
   },
 ];

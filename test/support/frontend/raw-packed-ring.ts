@@ -11,8 +11,14 @@
  */
 
 import type { GuestRam } from './guest-ram.ts';
-import { NEXT, type RawDescriptor, RawVirtqueue, type Suppression, type UsedEntry } from './raw-virtqueue.ts';
-import type { RingAddresses } from './wire.ts';
+import {
+  NEXT,
+  type PartAddresses,
+  type RawDescriptor,
+  RawVirtqueue,
+  type Suppression,
+  type UsedEntry,
+} from './raw-virtqueue.ts';
 
 export const AVAIL = 0x80;
 export const USED = 0x8000;
@@ -61,7 +67,7 @@ export class RawPackedRing extends RawVirtqueue {
     this.#free = size;
   }
 
-  addresses(): RingAddresses {
+  addresses(): PartAddresses {
     const { ram } = this;
     return {
       descriptor: ram.user(this.ringAt),

@@ -8,8 +8,14 @@
  */
 
 import type { GuestRam } from './guest-ram.ts';
-import { NEXT, type RawDescriptor, RawVirtqueue, type Suppression, type UsedEntry } from './raw-virtqueue.ts';
-import type { RingAddresses } from './wire.ts';
+import {
+  NEXT,
+  type PartAddresses,
+  type RawDescriptor,
+  RawVirtqueue,
+  type Suppression,
+  type UsedEntry,
+} from './raw-virtqueue.ts';
 
 export { INDIRECT, NEXT, type RawDescriptor, type UsedEntry, WRITE } from './raw-virtqueue.ts';
 
@@ -33,7 +39,7 @@ export class RawRing extends RawVirtqueue {
     this.end = (this.used + 6 + 8 * size + 4095) & ~4095;
   }
 
-  addresses(): RingAddresses {
+  addresses(): PartAddresses {
     const { ram } = this;
     return { descriptor: ram.user(this.table), used: ram.user(this.used), available: ram.user(this.avail) };
   }

@@ -7,7 +7,6 @@ import { createEventFd, type OwnedFd } from '../../../protocol/sys/owned-fd.ts';
 import { takeEvent, waitReadable, writeEvent } from './descriptors.ts';
 import type { GuestRam } from './guest-ram.ts';
 import { DEADLINE_MS } from './raw-connection.ts';
-import type { RingAddresses } from './wire.ts';
 
 export const NEXT = 1;
 export const WRITE = 2;
@@ -24,6 +23,9 @@ export interface UsedEntry {
   readonly id: number;
   readonly length: number;
 }
+
+/** User addresses of the parts of a ring. */
+export type PartAddresses = Record<'descriptor' | 'used' | 'available', number>;
 
 /**
  * How notifications are suppressed, both ways: not at all, by the flags "never" and "always", or by the place of the entry
@@ -56,7 +58,7 @@ export abstract class RawVirtqueue {
   }
 
   /** What SET_VRING_ADDR tells. */
-  abstract addresses(): RingAddresses;
+  abstract addresses(): PartAddresses;
 
   /** What GET_VRING_BASE must say of a device that has returned everything it took. */
   abstract get drainedBase(): number;

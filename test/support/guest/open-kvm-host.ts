@@ -1,5 +1,6 @@
 /** Finds a machine with a KVM that runs operating systems: this one where it can, else an emulated one. */
 
+import { it } from 'vitest';
 import type { Cleanup } from '../cleanup.ts';
 import { probeKvm } from '../kvm-probe.ts';
 import type { PeerName } from '../peers.ts';
@@ -18,3 +19,6 @@ export const openKvmHost = async (cleanup: Cleanup, contents: KvmHostContents): 
   process.stderr.write(`virtual machines run on ${host.description}\n`);
   return host;
 };
+
+/** A test that takes minutes on an emulated machine. `scripts/test --kvm` runs them all. */
+export const itAtLength = it.runIf(process.env.RINGSIDE_TEST_KVM !== undefined);

@@ -12,6 +12,8 @@ export interface MovingOptions {
   readonly parameters?: GuestParameters;
   readonly cpus?: number;
   readonly memoryMiB?: number;
+  /** More fields of the configuration's memory. */
+  readonly memory?: Readonly<Record<string, unknown>>;
   /** Fields of the configuration: disks, net, vsock. */
   readonly devices?: Readonly<Record<string, unknown>>;
 }
@@ -50,12 +52,12 @@ export class MovingGuest {
   /** Boots the guest in the first of two VMMs, and waits until it is at work. */
   static async start(cleanup: Cleanup, options: MovingOptions = {}): Promise<MovingGuest> {
     const guest = new MovingGuest([VmmProcess.serve(cleanup), VmmProcess.serve(cleanup)]);
-    const { parameters = {}, cpus = 1, memoryMiB = 48, devices = {} } = options;
+    const { parameters = {}, cpus = 1, memoryMiB = 48, memory = {}, devices = {} } = options;
     const all = { job: 'pattern', kb: 1024, every: 50, ...parameters };
     await guest.source.put('vm.create', {
       payload: { kernel: buildGuest('pvh'), cmdline: guestCommandLine(all) },
       cpus: { boot_vcpus: cpus, max_vcpus: cpus },
-      memory: { size: memoryMiB * MiB },
+      memory: { size: memoryMiB * MiB, ...memory },
       serial: { mode: 'Tty' },
       ...devices,
     });

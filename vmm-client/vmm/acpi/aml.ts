@@ -28,8 +28,16 @@ const MEMORY_READ_WRITE = 0x01;
 const INTERRUPT_EDGE_HIGH = 0x03;
 const IO_DECODE_16 = 0x01;
 
-export const concat = (...parts: readonly (Uint8Array | readonly number[])[]): Uint8Array =>
-  Uint8Array.from(parts.flatMap((part) => [...part]));
+/** Copies each part once: the tables are made before the guest's first instruction. */
+export const concat = (...parts: readonly (Uint8Array | readonly number[])[]): Uint8Array => {
+  const bytes = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    bytes.set(part, at);
+    at += part.length;
+  }
+  return bytes;
+};
 
 const ascii = (text: string): number[] => Array.from(text, (character) => character.charCodeAt(0));
 

@@ -7,7 +7,6 @@
  */
 
 import type { BusDevice } from '../bus.ts';
-import { fieldsOf, integerOf } from '../state/codec.ts';
 import { readPorts, writePorts } from './byte-ports.ts';
 
 /** Offsets from port 0x60. */
@@ -18,6 +17,8 @@ const STATUS_OUTPUT_BUFFER_FULL = 0x01;
 const SYSTEM_CONTROL_TIMER_2 = 0x20;
 const SYSTEM_CONTROL_REFRESH = 0x10;
 const SYSTEM_CONTROL_WRITABLE = 0x0f;
+/** What of the system control port is remembered. */
+export const SYSTEM_CONTROL_LATCHES = SYSTEM_CONTROL_REFRESH | SYSTEM_CONTROL_WRITABLE;
 /** Pulse output port: bit 0, clear, is the reset line. */
 const COMMAND_PULSE_RESET = 0xfe;
 
@@ -52,11 +53,8 @@ export class I8042 implements BusDevice {
     return { systemControl: this.#systemControl };
   }
 
-  /** @throws VmError - the state is none of a keyboard controller */
-  restore(state: unknown): void {
-    const { systemControl } = fieldsOf(state, 'i8042');
-    const maximum = SYSTEM_CONTROL_REFRESH | SYSTEM_CONTROL_WRITABLE;
-    this.#systemControl = integerOf(systemControl, 'i8042: systemControl', { maximum });
+  restore({ systemControl }: I8042State): void {
+    this.#systemControl = systemControl;
   }
 
   #read(offset: number): number {

@@ -16,7 +16,6 @@ import {
   SERIAL_PORT_COUNT,
 } from '../layout.ts';
 import type { Log } from '../log.ts';
-import { fieldsOf } from '../state/codec.ts';
 import { AcpiPower } from './acpi-power.ts';
 import { I8042 } from './i8042.ts';
 import { Serial } from './serial.ts';
@@ -122,8 +121,9 @@ export class PcDevices {
   }
 
   /** Goes on where such devices were saved. @throws VmError - that is no state, or one of a machine without a serial port */
-  restore(state: unknown): void {
-    const { serial, i8042 } = fieldsOf(state, 'state of the PC devices');
+  async restore(state: unknown): Promise<void> {
+    const { parsePcState } = await import('./pc-state.ts');
+    const { serial, i8042 } = parsePcState(state);
     // Where one side has none, the guest finds it as after a reset.
     if (serial !== null) this.serial?.restore(serial);
     this.#i8042.restore(i8042);

@@ -20,6 +20,7 @@
 
 import type { BusDevice } from '../bus.ts';
 import { readPorts, writePorts } from './byte-ports.ts';
+import type { SerialState } from './pc-state.ts';
 import { FIFO_BYTES, SerialFifo, WaitingBytes } from './serial-fifo.ts';
 import {
   FCR_CLEAR_RCVR,
@@ -57,7 +58,6 @@ import {
   SCR,
   TRIGGER_LEVELS,
 } from './serial-registers.ts';
-import { parseSerialState, type SerialState } from './serial-state.ts';
 
 /** Bytes from the host that wait outside of the FIFO before `receive` asks for a pause. */
 const WAITING_BYTES = 4096;
@@ -152,10 +152,8 @@ export class Serial implements BusDevice {
    * Goes on where a port was saved. Bytes that have come for this one already are behind those that waited for that one.
    * An interrupt line that was high is raised again: KVM may have been about to take the edge when its state was saved.
    * So the interrupt controllers are restored before.
-   * @throws VmError - the state is none of a serial port
    */
-  restore(state: unknown): void {
-    const restored = parseSerialState(state);
+  restore(restored: SerialState): void {
     const { fifo, waiting } = this.save();
     this.#fifo.clear();
     for (const byte of restored.fifo) this.#fifo.push(byte, FIFO_BYTES);

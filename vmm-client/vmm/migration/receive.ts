@@ -6,6 +6,7 @@ import { Machine, type MachineEnvironment } from '../machine.ts';
 import type { PeerAddress } from '../urls.ts';
 import { Channel } from './channel.ts';
 import { acceptPeer } from './connect.ts';
+import { refuseNamedMemory } from './named-memory.ts';
 import { type Received, receiveGuest } from './receiver.ts';
 import { SILENCE_MS } from './send.ts';
 
@@ -26,6 +27,7 @@ export async function receiveMachine(
     channel,
     async (offered, layout) => {
       const config = adjust(offered);
+      refuseNamedMemory(config);
       return { config, machine: await Machine.open(config, { layout, incoming: true }, environment, onEnd) };
     },
     operation,

@@ -1,14 +1,13 @@
 /** Sends a machine of this process to another VMM. */
 
-import { statSync } from 'node:fs';
-import { dropDevices } from '../change-config.ts';
 import type { CheckedConfig } from '../check-config.ts';
-import { VmConfigError } from '../errors.ts';
 import type { LongOperation } from '../long-operation.ts';
 import type { Machine } from '../machine.ts';
+import { dropDevices } from '../slots/plan.ts';
 import type { PeerAddress } from '../urls.ts';
 import { Channel } from './channel.ts';
 import { connectPeer } from './connect.ts';
+import { refuseNamedMemory } from './named-memory.ts';
 import { Sender, type SendOptions } from './sender.ts';
 
 /** How long a peer may be silent, or take nothing. */
@@ -26,10 +25,7 @@ export async function sendMachine(
   { paused, ...options }: SendOptions & { readonly paused: boolean },
   operation: LongOperation,
 ): Promise<void> {
-  const { file } = config.memory;
-  if (file !== undefined && statSync(file, { throwIfNoEntry: false })?.isDirectory() !== true) {
-    throw new VmConfigError(`memory.file: ${file} is a file, which the destination would write to as well`);
-  }
+  refuseNamedMemory(config);
   const channel = new Channel(await connectPeer(to, operation.signal), SILENCE_MS);
   await machine.holdMemory(true);
   try {

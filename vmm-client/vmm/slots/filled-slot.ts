@@ -11,7 +11,7 @@ import type { KvmVm } from '../../../protocol/sys/kvm.ts';
 import { createEventFd, type OwnedFd } from '../../../protocol/sys/owned-fd.ts';
 import type { PinnedMemory } from '../../../protocol/sys/pinned.ts';
 import { VIRTIO_MMIO, VIRTIO_MMIO_INT_VRING } from '../../../protocol/virtio/mmio.ts';
-import { FIRST_VIRTIO_GSI, VIRTIO_MMIO_ADDRESS, VIRTIO_MMIO_BYTES } from '../layout.ts';
+import { FIRST_VIRTIO_GSI, slotAddress } from '../layout.ts';
 import type { SupervisedDaemon } from '../supervisor.ts';
 import type { VirtioMmioTransport } from '../virtio-mmio/transport.ts';
 import type { OpenedDevice } from './open-device.ts';
@@ -117,9 +117,4 @@ export class FilledSlot {
     this.#interrupt.close();
     for (const kick of this.#kicks) kick.close();
   }
-}
-
-/** Guest physical address of a slot's registers. */
-export function slotAddress(index: number): number {
-  return VIRTIO_MMIO_ADDRESS + index * VIRTIO_MMIO_BYTES;
 }

@@ -35,6 +35,29 @@ export const isLocal = (planned: PlannedDevice): planned is PlannedLocal =>
 
 export const isBehindIommu = (planned: PlannedDevice): boolean => !isLocal(planned) && planned.device.config.iommu;
 
+/** Every device of a configuration, in the order of the slots that they get at vm.boot. */
+export function describeDevices({ disks, net, fs, vsock }: CheckedConfig): DeviceDescription[] {
+  return [
+    ...disks.map((config) => ({ kind: 'disk' as const, config })),
+    ...net.map((config) => ({ kind: 'net' as const, config })),
+    ...fs.map((config) => ({ kind: 'fs' as const, config })),
+    ...(vsock === undefined ? [] : [{ kind: 'vsock' as const, config: vsock }]),
+  ];
+}
+
+/** The configuration without the devices for which `isGone`; the same one where there is none. */
+export function dropDevices(config: CheckedConfig, isGone: (id: string) => boolean): CheckedConfig {
+  if (!describeDevices(config).some((device) => isGone(device.config.id))) return config;
+  const { vsock, ...others } = config;
+  return {
+    ...others,
+    disks: config.disks.filter(({ id }) => !isGone(id)),
+    net: config.net.filter(({ id }) => !isGone(id)),
+    fs: config.fs.filter(({ id }) => !isGone(id)),
+    ...(vsock === undefined || isGone(vsock.id) ? {} : { vsock }),
+  };
+}
+
 /** `incoming`: the guest that the device belongs to is still elsewhere. */
 export function planDevice(device: DeviceDescription, incoming = false): PlannedRemote {
   const { kind, config } = device;
@@ -53,14 +76,7 @@ function daemonOf(device: DeviceDescription, incoming: boolean): DaemonCommand |
 
 /** All devices of a configuration, in the order of their slots: disks, networks, file systems, vsock. */
 export function planDevices(config: CheckedConfig, incoming = false): PlannedRemote[] {
-  const { disks, net, fs, vsock } = config;
-  const devices: DeviceDescription[] = [
-    ...disks.map((disk) => ({ kind: 'disk', config: disk }) as const),
-    ...net.map((each) => ({ kind: 'net', config: each }) as const),
-    ...fs.map((each) => ({ kind: 'fs', config: each }) as const),
-    ...(vsock === undefined ? [] : [{ kind: 'vsock', config: vsock } as const]),
-  ];
-  return devices.map((device) => planDevice(device, incoming));
+  return describeDevices(config).map((device) => planDevice(device, incoming));
 }
 
 /**

@@ -8,7 +8,6 @@ import type { PcDevices } from '../legacy/pc-devices.ts';
 import type { PageRange } from '../migration/page-set.ts';
 import type { Processors } from '../processors.ts';
 import type { VirtioSlots } from '../virtio-slots.ts';
-import { fieldsOf } from './codec.ts';
 
 /** Plain data; each part is its owner's. */
 export interface MachineState {
@@ -72,10 +71,11 @@ export class Standstill {
 
   /** Puts a machine that has its memory and never ran into a state. @throws VmError - it is none, or another machine's */
   async restore(value: unknown): Promise<void> {
+    const { fieldsOf } = await import('./codec.ts');
     const state = fieldsOf(value, 'state of the machine');
     const { processors, slots, pc } = this.#parts();
-    processors.restore(state.processors);
-    pc.restore(state.pc);
+    await processors.restore(state.processors);
+    await pc.restore(state.pc);
     await slots.restore(state.slots);
   }
 

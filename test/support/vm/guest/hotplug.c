@@ -180,3 +180,56 @@ void job_hotplug(void) {
   report("hotplug", "mismatches", mismatches);
   report("hotplug", "after_eject", after_eject);
 }
+
+/* The devices as job=pattern uses them. Of each slot with a disk how often that was written, and when it goes. */
+static u64 written[SLOTS], leaves[SLOTS];
+
+void open_hotplug(void) {
+  buffer = allocate(BATCH * 4096);
+  reach(HOTPLUG);
+}
+
+/* Whether a disk is as it was left, and then all of it once more. */
+static void visit(u32 slot) {
+  u64 kb = number_parameter("hot_kb", 32);
+  for (u64 sector = 0; sector < kb * 2; sector += 8) {
+    if (written[slot] > 0) {
+      fill_words(buffer, 0, 8 * SECTOR_WORDS);
+      failures += blk_transfer(&disks[slot], 0, BLK_IN, sector, buffer, 8 * SECTOR) != BLK_OK;
+      mismatches += count_mismatches(buffer, sector, 8, written[slot]);
+    }
+    stamp_sectors(buffer, sector, 8, written[slot] + 1);
+    failures += blk_transfer(&disks[slot], 0, BLK_OUT, sector, buffer, 8 * SECTOR) != BLK_OK;
+  }
+  written[slot]++;
+}
+
+void follow_hotplug(u64 now) {
+  u32 added = *hotplug(ADDED), removing = *hotplug(REMOVING);
+  if (added != 0) *hotplug(ACKNOWLEDGE_ADDED) = added;
+  if (removing != 0) *hotplug(ACKNOWLEDGE_REMOVING) = removing;
+  for (u32 slot = 0; slot < SLOTS; slot++) {
+    if ((added >> slot & 1) != 0) {
+      written[slot] = 0;
+      if (!open_disk(&disks[slot], disk_number(slot), 1)) failures++;
+      else visit(slot);
+      report("hotplug", "added", slot);
+    }
+    if ((removing >> slot & 1) != 0) {
+      leaves[slot] = now + number_parameter("keep", 0) + 1;
+      report("hotplug", "wanted_back", slot);
+    }
+    if (leaves[slot] == 0 || now < leaves[slot]) continue;
+    leaves[slot] = written[slot] = 0;
+    let_go(slot, 0);
+    report("hotplug", "removed", slot);
+  }
+}
+
+void visit_hotplugged(void) {
+  for (u32 slot = 0; slot < SLOTS; slot++) {
+    if (written[slot] > 0) visit(slot);
+  }
+  report("hotplug", "mismatches", mismatches);
+  if (mismatches + failures != 0) report("pattern", "wrong", mismatches << 32 | failures);
+}

@@ -163,6 +163,10 @@ static u32 map_all(u32 domain) {
   return failures;
 }
 
+static u32 domain_of[32];
+
+u32 domain_behind_iommu(const struct device *device) { return domain_of[device->index]; }
+
 u64 put_behind_iommu(struct device *device) {
   static u32 domains;
   char how[8];
@@ -176,6 +180,7 @@ u64 put_behind_iommu(struct device *device) {
   u32 domain = 1 + domains++ % 1000, failures = 0;
   if (same_text(how, "map")) failures = iommu_attach(domain, device->index, 0) + map_all(domain);
   if (same_text(how, "bypass")) failures = iommu_attach(domain, device->index, 1);
+  domain_of[device->index] = same_text(how, "none") ? 0 : domain;
   if (failures != 0) report("error", "iommu", failures);
   return FEATURE_ACCESS_PLATFORM;
 }

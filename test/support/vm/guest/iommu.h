@@ -63,6 +63,8 @@ bool take_fault(struct iommu_fault *fault);
  * domain; `none` into no domain. Returns the features to ask for in addition.
  */
 u64 put_behind_iommu(struct device *device);
+/* The domain that it put a device into last; 0: none. */
+u32 domain_behind_iommu(const struct device *device);
 
 void job_iommu(void);
 

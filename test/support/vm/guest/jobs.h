@@ -34,4 +34,21 @@ bool open_moving_vsock(void);
 /* One connection on which so many bytes go there and come back. False when it ends early, but for a reset. */
 bool talk(u32 total, struct talks *talks);
 
+/* The memory device as job=pattern uses it. */
+bool open_memory(void);
+/* Whether another size is requested than was followed last. */
+bool memory_is_requested(void);
+/* Plugs or unplugs as much; nobody may use what may go. */
+void follow_memory(void);
+u64 memory_blocks(void);
+/* NULL where it is not plugged. Its first and last page are the device driver's own. */
+u8 *memory_block(u64 n);
+
+/* Disks that come and go, as job=pattern uses them. `now` is the number of the report to come. */
+void open_hotplug(void);
+/* Takes what came. What is wanted back goes `keep` reports later. */
+void follow_hotplug(u64 now);
+/* Reads all of what was written to each, and writes it once more. */
+void visit_hotplugged(void);
+
 #endif

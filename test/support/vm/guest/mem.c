@@ -359,3 +359,20 @@ void job_mem(void) {
   reset_device(&disk.device);
   expect("kept", plugged_bytes(), count_plugged() * block_bytes);
 }
+
+/* The device as job=pattern uses it: whatever is requested is followed at once, and no disk of this job is there. */
+static u64 followed;
+
+bool open_memory(void) { return open_mem(); }
+bool memory_is_requested(void) { return requested_bytes() != followed; }
+
+void follow_memory(void) {
+  followed = requested_bytes();
+  write_register(&device, REGISTER_INTERRUPT_ACK, 2);
+  reach_request(64, true);
+  report("mem", "size", plugged_bytes());
+  if (wrong + mismatches != 0) report("pattern", "wrong", wrong + mismatches);
+}
+
+u64 memory_blocks(void) { return region_bytes / block_bytes; }
+u8 *memory_block(u64 n) { return n < memory_blocks() && plugged[n] ? (u8 *)(region + n * block_bytes) : NULL; }

@@ -4,12 +4,11 @@ import {
   addDevice,
   addressDevices,
   checkDiskResize,
-  describeDevices,
-  dropDevices,
   type NewDevice,
   resizeMemory,
 } from '../../../../vmm-client/vmm/change-config.ts';
 import { checkConfig } from '../../../../vmm-client/vmm/check-config.ts';
+import { describeDevices, dropDevices } from '../../../../vmm-client/vmm/slots/plan.ts';
 
 const MIB = 1024 * 1024;
 const config = checkConfig({

@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { AcpiPower } from '../../../../../vmm-client/vmm/legacy/acpi-power.ts';
 import { I8042 } from '../../../../../vmm-client/vmm/legacy/i8042.ts';
+import { parseI8042State } from '../../../../../vmm-client/vmm/legacy/pc-state.ts';
 
 const events: string[] = [];
 const onReset = () => events.push('reset');
@@ -46,12 +47,12 @@ describe('the keyboard controller', () => {
   it('goes on in another one, and not in what is none', () => {
     controller.write(1, 1, 0x05);
     const other = new I8042(onReset);
-    other.restore(controller.save());
+    other.restore(parseI8042State(controller.save()));
     expect(other.read(1, 1)).toBe(controller.read(1, 1));
-    expect(() => other.restore({ systemControl: 0x20 })).toThrow(
+    expect(() => parseI8042State({ systemControl: 0x20 })).toThrow(
       'i8042: systemControl: 32: not a whole number between 0 and 31',
     );
-    expect(() => other.restore(null)).toThrow('i8042: null: not an object');
+    expect(() => parseI8042State(null)).toThrow('i8042: null: not an object');
   });
 });
 

@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest';
+import { parseSerialState } from '../../../../../vmm-client/vmm/legacy/pc-state.ts';
 import { Serial } from '../../../../../vmm-client/vmm/legacy/serial.ts';
 import { decodeState, encodeState } from '../../../../../vmm-client/vmm/state/codec.ts';
 
@@ -43,7 +44,7 @@ class Port {
 /** A port that goes on where another was, by way of bytes. */
 const moved = (from: Port): Port => {
   const to = new Port();
-  to.serial.restore(decodeState(encodeState(from.serial.save())));
+  to.serial.restore(parseSerialState(decodeState(encodeState(from.serial.save()))));
   return to;
 };
 
@@ -131,6 +132,6 @@ describe('the state of a serial port', () => {
   ])('is refused when it cannot be: %j', (change, sentence) => {
     const port = new Port();
     const state = change === undefined ? undefined : { ...port.serial.save(), ...change };
-    expect(() => port.serial.restore(state)).toThrow(sentence);
+    expect(() => parseSerialState(state)).toThrow(sentence);
   });
 });

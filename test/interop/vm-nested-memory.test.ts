@@ -1,12 +1,12 @@
 /** Debian's kernel in `ringside vm run`: it takes memory of virtio-mem, has a disk read into it, and gives it back. */
 
 import { join } from 'node:path';
-import { expect, it } from 'vitest';
+import { expect } from 'vitest';
 import { cleanupAfterAll } from '../support/cleanup.ts';
 import { fileSystemPrograms, readRandomFile, writeRandomFile } from '../support/guest/file-system.ts';
 import { buildInitramfs } from '../support/guest/initramfs.ts';
 import { RINGSIDE, shellWords } from '../support/guest/kvm-host.ts';
-import { kvmHostPeers, openKvmHost } from '../support/guest/open-kvm-host.ts';
+import { itAtLength, kvmHostPeers, openKvmHost } from '../support/guest/open-kvm-host.ts';
 import { describeWithPeers, peerPath } from '../support/peers.ts';
 
 const MiB = 2 ** 20;
@@ -21,7 +21,7 @@ const RESIZE_DEADLINE_MS = 60_000;
 describeWithPeers([...kvmHostPeers], "Debian's kernel with memory that comes and goes", () => {
   const cleanup = cleanupAfterAll();
 
-  it('takes 256 MiB more, has its disk read into it, and gives it back', { timeout: 300_000 }, async () => {
+  itAtLength('takes 256 MiB more, has its disk read into it, and gives it back', { timeout: 300_000 }, async () => {
     const initramfs = buildInitramfs({
       modules: peerPath('cloud kernel modules'),
       memory: true,

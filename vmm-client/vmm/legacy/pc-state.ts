@@ -1,7 +1,8 @@
-/** What a serial port is when its machine is saved, as plain data, and as it comes back from somebody else. */
+/** What the PC devices are when their machine is saved, as plain data, and as it comes back from somebody else. */
 
 import { VmError } from '../errors.ts';
 import { bytesOf, fieldsOf, flagOf, integerOf } from '../state/codec.ts';
+import { type I8042State, SYSTEM_CONTROL_LATCHES } from './i8042.ts';
 import { FIFO_BYTES } from './serial-fifo.ts';
 
 /** Registers are as the guest reads them, 8 bits; `divisor` is DLM and DLL. */
@@ -22,6 +23,12 @@ export interface SerialState {
   readonly overrun: boolean;
   /** Whether the empty transmitter is a cause of interrupts that IIR has not told yet. */
   readonly transmitterPending: boolean;
+}
+
+export interface PcState {
+  /** Null of a machine without a serial port. */
+  readonly serial: SerialState | null;
+  readonly i8042: I8042State;
 }
 
 /** Much more than input that is held back comes to; what a state can make this process keep. */
@@ -50,4 +57,16 @@ export function parseSerialState(value: unknown): SerialState {
     overrun: flag('overrun'),
     transmitterPending: flag('transmitterPending'),
   };
+}
+
+/** @throws VmError - it is no state of a keyboard controller */
+export function parseI8042State(value: unknown): I8042State {
+  const { systemControl } = fieldsOf(value, 'i8042');
+  return { systemControl: integerOf(systemControl, 'i8042: systemControl', { maximum: SYSTEM_CONTROL_LATCHES }) };
+}
+
+/** @throws VmError - it is no state of PC devices */
+export function parsePcState(value: unknown): PcState {
+  const { serial, i8042 } = fieldsOf(value, 'state of the PC devices');
+  return { serial: serial === null ? null : parseSerialState(serial), i8042: parseI8042State(i8042) };
 }
