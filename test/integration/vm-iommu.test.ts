@@ -20,6 +20,9 @@ import { HostPrograms, socketPeers } from '../support/vsock/traffic.ts';
 const MiB = 1 << 20;
 const SHUT_DOWN = { code: 0, signal: null };
 const DEADLINE_MS = 50_000;
+/** Of a test that does something very often, beside others. */
+const LONG_MS = 180_000;
+const AT_LENGTH = { timeout: LONG_MS + 20_000 };
 
 describeWithPeers(vmGuestPeers, 'The IOMMU of the virtual machine', () => {
   const cleanup = cleanupAfterEach();
@@ -27,8 +30,8 @@ describeWithPeers(vmGuestPeers, 'The IOMMU of the virtual machine', () => {
   const start = (numQueues = 1): Promise<BlkBackend> =>
     BlkBackend.start(cleanup, { image: image(), serial: 'served', numQueues, extra: ['--iommu'] });
   const run = (options: VmOptions): VmmProcess => VmmProcess.run(cleanup, options);
-  const end = async (vmm: VmmProcess): Promise<Record<string, number>> => {
-    expect(await vmm.child.waitForClose(DEADLINE_MS)).toEqual(SHUT_DOWN);
+  const end = async (vmm: VmmProcess, deadlineMs = DEADLINE_MS): Promise<Record<string, number>> => {
+    expect(await vmm.child.waitForClose(deadlineMs)).toEqual(SHUT_DOWN);
     expect(vmm.guest.all('iommu.unexpected')).toEqual([]);
     return vmm.guest.numbers('iommu');
   };
@@ -79,10 +82,10 @@ describeWithPeers(vmGuestPeers, 'The IOMMU of the virtual machine', () => {
     expect(await end(run({ parameters, disks: [`socket=${disk.socket},iommu=on`] }))).toEqual({ domains: 0 });
   });
 
-  it('answers to an unmapping when the disk has let go, thousands of times under load', async () => {
+  it('answers to an unmapping when the disk has let go, thousands of times under load', AT_LENGTH, async () => {
     const disk = await start();
     const parameters = { job: 'iommu', case: 'rounds', iommu: 'none', rounds: 2000 };
-    const found = await end(run({ parameters, disks: [`socket=${disk.socket},iommu=on`] }));
+    const found = await end(run({ parameters, disks: [`socket=${disk.socket},iommu=on`] }), LONG_MS);
     expect(found).toMatchObject({ rounds: 0, rounds_done: 2000 });
     // Some came before the disk had looked at its request, by far not all.
     expect(found.rounds_too_late).toBeLessThan(1500);
@@ -97,12 +100,12 @@ describeWithPeers(vmGuestPeers, 'The IOMMU of the virtual machine', () => {
     expect(vmm.log()).toContain('iommu: queue 0 is broken: the available index jumped by more than the queue size');
   });
 
-  it('maps no more than it has room for', { timeout: 200_000 }, async () => {
+  it('maps no more than it has room for', AT_LENGTH, async () => {
     const vmm = run({
       parameters: { job: 'iommu', case: 'limit', iommu: 'none' },
       disks: [`path=${image()},iommu=on`],
     });
-    expect(await vmm.child.waitForClose(180_000)).toEqual(SHUT_DOWN);
+    expect(await vmm.child.waitForClose(LONG_MS)).toEqual(SHUT_DOWN);
     expect(vmm.guest.numbers('iommu')).toEqual({ limit: 0, mapped: 131_072 });
   });
 

@@ -110,9 +110,10 @@ describeWithPeers([...kvmHostPeers, 'debugfs', 'e2fsck', 'lz4', 'socat'], "Debia
         done`,
         90_000,
       );
+      // The station that the guest knows, wherever the guest is: a bridge would be that.
       const useTap = (tap: string): Promise<string> =>
-        host.run(`ip addr flush dev ringside0
-          ip addr add 192.0.2.1/24 dev ${tap}; ip link set ${tap} up`);
+        host.run(`ip addr flush dev ringside0; ip link set ringside0 down
+          ip link set ${tap} address 02:00:00:00:00:01 up; ip addr add 192.0.2.1/24 dev ${tap}`);
       await useTap('ringside0');
 
       /** Everything is as it has to be, and goes on. */

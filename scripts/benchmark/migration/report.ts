@@ -6,7 +6,7 @@ import { formatCount, pairwiseRatio, spreadOf } from '../statistics.ts';
 import { TICK_MS } from './guest.ts';
 import type { MigrationResults, Moves, Runs } from './measure.ts';
 import type { MoveRun, SnapshotRun } from './tasks.ts';
-import { type Mover, WORKLOADS } from './workloads.ts';
+import { type LogWorkload, type Mover, WORKLOADS } from './workloads.ts';
 
 export const COLOURS: Colours = {
   ...({
@@ -21,16 +21,21 @@ export const COLOURS: Colours = {
 };
 
 const PAGE_BYTES = 4096;
-const LOGS = new Map(WORKLOADS.filter(({ kind }) => kind === 'log').map(({ name, title }) => [name, title]));
+/** What is counted, by name of the workload. */
+const LOGS = new Map(
+  WORKLOADS.flatMap((workload) => (workload.kind === 'log' ? [[workload.name, workload.counts]] : [])),
+);
 
 export function chartSections({ rows }: MigrationResults): ChartSection[] {
   const ending = (end: string, start: string) =>
     rows.filter(({ workload: { name } }) => name.startsWith(start) && name.endsWith(end));
+  const counting = (what: LogWorkload['counts']) => rows.filter(({ workload: { name } }) => LOGS.get(name) === what);
   return [
     { title: 'A whole migration (less is better)', rows: ending('-total', 'idle') },
     { title: 'Memory that is sent (more is better)', rows: ending('-speed', 'idle') },
     { title: 'A whole migration of a guest that writes (less is better)', rows: ending('-total', 'dirty') },
-    { title: 'What a guest does a second (more is better)', rows: rows.filter((row) => LOGS.has(row.workload.name)) },
+    { title: 'Memory that a guest writes (more is better)', rows: counting('pages') },
+    { title: 'Requests of a guest (more is better)', rows: counting('requests') },
     { title: 'To files and back (less is better)', rows: ending('', 'snapshot') },
   ].filter((section) => section.rows.length > 0);
 }

@@ -87,7 +87,7 @@ const WRITTEN_MIB = 128;
 function dirty(name: string, processors: number, pagesPerSecond: number): MoveWorkload {
   const rate =
     pagesPerSecond === AS_MANY_AS_IT_CAN
-      ? `as many pages a second as ${processors} processors can write`
+      ? `as many as ${processors} processors can write`
       : `${pagesPerSecond} pages (${Math.round((pagesPerSecond * PAGE_BYTES) / 1e6)} MB) a second`;
   const rangeMib = WRITTEN_MIB / processors;
   return {

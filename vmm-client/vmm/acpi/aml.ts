@@ -30,7 +30,9 @@ const IO_DECODE_16 = 0x01;
 
 /** Copies each part once: the tables are made before the guest's first instruction. */
 export const concat = (...parts: readonly (Uint8Array | readonly number[])[]): Uint8Array => {
-  const bytes = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
+  let length = 0;
+  for (const part of parts) length += part.length;
+  const bytes = new Uint8Array(length);
   let at = 0;
   for (const part of parts) {
     bytes.set(part, at);
@@ -64,10 +66,7 @@ export const withLength = (opcode: readonly number[], body: Uint8Array): Uint8Ar
   concat(opcode, packageLength(body.length), body);
 
 /** A name of one segment, from the root where it begins with a backslash. */
-export const path = (text: string): number[] => {
-  const rooted = text.startsWith('\\');
-  return [...(rooted ? ascii('\\') : []), ...ascii(text.slice(rooted ? 1 : 0).padEnd(4, '_'))];
-};
+export const path = (text: string): number[] => ascii(text.padEnd(text.startsWith('\\') ? 5 : 4, '_'));
 
 /** An unsigned number below 2^32. */
 export const integer = (value: number): Uint8Array => {

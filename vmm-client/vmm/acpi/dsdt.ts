@@ -62,12 +62,22 @@ const hotplugFields = (): readonly Uint8Array[] => [
   wordFields('HPRG', 'PRES', 'ADDE', 'REMV', 'ACKA', 'ACKR', 'EJCT'),
 ];
 
+/** What all slots have alike is encoded once: a guest waits for its tables. */
+const VIRTIO_MMIO_ID = name('_HID', string('LNRO0005'));
+const COHERENT = name('_CCA', integer(1));
+const CONTAINER_ID = name('_HID', string('ACPI0004'));
+const NO_ID = name('_ADR', integer(0));
+const PRESENT = named('PRES');
+const IS_PRESENT = returnValue(integer(STATUS_PRESENT));
+const IS_ABSENT = returnValue(integer(0));
+const EJECT = named('EJCT');
+
 const virtioDevice = (slot: number): Uint8Array =>
   device(
     slotName('V', slot),
-    name('_HID', string('LNRO0005')),
+    VIRTIO_MMIO_ID,
     name('_UID', integer(slot)),
-    name('_CCA', integer(1)),
+    COHERENT,
     name(
       '_CRS',
       resourceTemplate(
@@ -80,17 +90,11 @@ const virtioDevice = (slot: number): Uint8Array =>
 const slotContainer = (slot: number): Uint8Array =>
   device(
     slotName('S', slot),
-    name('_HID', string('ACPI0004')),
+    CONTAINER_ID,
     name('_UID', integer(slot)),
-    method(
-      '_STA',
-      0,
-      false,
-      ifAnySet(named('PRES'), 1 << slot, returnValue(integer(STATUS_PRESENT))),
-      returnValue(integer(0)),
-    ),
-    method('_EJ0', 1, false, store(integer(slot), named('EJCT'))),
-    device(slotName('B', slot), name('_ADR', integer(0)), virtioDevice(slot)),
+    method('_STA', 0, false, ifAnySet(PRESENT, 1 << slot, IS_PRESENT), IS_ABSENT),
+    method('_EJ0', 1, false, store(integer(slot), EJECT)),
+    device(slotName('B', slot), NO_ID, virtioDevice(slot)),
   );
 
 /** Reads a bitmap, acknowledges what it has, and notifies the slots of its bits. */

@@ -9,6 +9,10 @@ import { acceptPeer } from './connect.ts';
 import { refuseNamedMemory } from './named-memory.ts';
 import { type Received, receiveGuest } from './receiver.ts';
 import { SILENCE_MS } from './send.ts';
+// What the machine loads to go on: its guest is not to wait for that.
+import '../legacy/pc-state.ts';
+import '../slots/moving.ts';
+import '../state/processors-state.ts';
 
 /**
  * Kept when the guest is here: it runs, or its vCPUs are held where they were. `adjust` says what is to be different here.

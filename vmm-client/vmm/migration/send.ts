@@ -9,6 +9,8 @@ import { Channel } from './channel.ts';
 import { connectPeer } from './connect.ts';
 import { refuseNamedMemory } from './named-memory.ts';
 import { Sender, type SendOptions } from './sender.ts';
+// What the machine loads when it stands still: a guest is not to wait for that.
+import '../state/processors-state.ts';
 
 /** How long a peer may be silent, or take nothing. */
 export const SILENCE_MS = 30_000;
