@@ -66,7 +66,11 @@ export class Browser {
         '--no-sandbox',
         'about:blank',
       ],
-      { stdio: ['ignore', 'ignore', 'pipe', 'pipe', 'pipe'], detached: true, env: { ...process.env, HOME: profile } },
+      {
+        stdio: ['ignore', 'ignore', 'pipe', 'pipe', 'pipe'],
+        detached: true,
+        env: { ...process.env, HOME: profile, TMPDIR: profile },
+      },
     );
     const [, , stderr, toBrowser, fromBrowser] = this.#process.stdio as [null, null, Readable, Writable, Readable];
     this.#toBrowser = toBrowser;
