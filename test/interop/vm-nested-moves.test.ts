@@ -4,20 +4,19 @@
  */
 
 import { join } from 'node:path';
-import { beforeAll, expect, it } from 'vitest';
+import { beforeAll, expect } from 'vitest';
 import { cleanupAfterAll } from '../support/cleanup.ts';
 import { fileSystemPrograms } from '../support/guest/file-system.ts';
 import type { Guest } from '../support/guest/guest.ts';
 import { buildInitramfs } from '../support/guest/initramfs.ts';
 import { type KvmHost, shellWords } from '../support/guest/kvm-host.ts';
-import { kvmHostPeers, openKvmHost } from '../support/guest/open-kvm-host.ts';
+import { itAtLength, kvmHostPeers, openKvmHost } from '../support/guest/open-kvm-host.ts';
 import { vmlinuxPath } from '../support/guest/vmlinux.ts';
 import { describeWithPeers, peerPath, projectDirectory } from '../support/peers.ts';
 
 const CMDLINE = 'console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on';
 const BOOT_DEADLINE_MS = 90_000;
 const MOVE_DEADLINE_S = 90;
-const itAtLength = it.runIf(process.env.RINGSIDE_TEST_KVM !== undefined);
 
 /** What the guest's kernel says when its processors, interrupts or clocks are not as they were. */
 const TROUBLE = 'BUG|WARNING|Oops|stall|lockup|unstable|nobody cared|I/O error|EXT4-fs error';

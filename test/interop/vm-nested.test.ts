@@ -9,15 +9,13 @@ import { cleanupAfterAll } from '../support/cleanup.ts';
 import { fileSystemPrograms, readRandomFile, writeRandomFile } from '../support/guest/file-system.ts';
 import { buildInitramfs } from '../support/guest/initramfs.ts';
 import { type KvmHost, RINGSIDE, shellWords } from '../support/guest/kvm-host.ts';
-import { kvmHostPeers, openKvmHost } from '../support/guest/open-kvm-host.ts';
+import { itAtLength, kvmHostPeers, openKvmHost } from '../support/guest/open-kvm-host.ts';
 import { vmlinuxPath } from '../support/guest/vmlinux.ts';
 import { describeWithPeers, peerPath, projectDirectory } from '../support/peers.ts';
 import { socketPeers, socketPrograms, startInGuest, vsockPeerProgram } from '../support/vsock/traffic.ts';
 
 const CMDLINE = 'console=ttyS0 quiet loglevel=2 panic=-1 mitigations=off random.trust_cpu=on';
 const BOOT_DEADLINE_MS = 90_000;
-/** On an emulated machine each test takes half a minute. `scripts/test --kvm` runs them all. */
-const itAtLength = it.runIf(process.env.RINGSIDE_TEST_KVM !== undefined);
 const DAEMON_DEADLINE_S = 20;
 
 /** What a guest needs to let go of devices: for its udev, or "busybox uevent" as here. */

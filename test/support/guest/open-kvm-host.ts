@@ -20,5 +20,5 @@ export const openKvmHost = async (cleanup: Cleanup, contents: KvmHostContents): 
   return host;
 };
 
-/** A test that takes minutes on an emulated machine. `scripts/test --kvm` runs them all. */
+/** A test that takes half a minute and more on an emulated machine. `scripts/test --kvm` runs them all. */
 export const itAtLength = it.runIf(process.env.RINGSIDE_TEST_KVM !== undefined);
