@@ -127,14 +127,16 @@ describeWithPeers(vmGuestPeers, 'A virtual machine that is watched', () => {
   });
 
   it('lets its console be read, from what it said on, and typed at', async () => {
-    const vmm = VmmProcess.run(cleanup, { parameters: { job: 'info,echo,info' } });
+    // It waits at the second echo until the second listener is there, too.
+    const vmm = VmmProcess.run(cleanup, { parameters: { job: 'info,echo,info,echo' } });
     await vmm.guest.waitFor('echo.ready', DEADLINE_MS);
     const early = await listen(vmm);
     expect(early.response.headers['content-type']).toBe('application/octet-stream');
     await early.waitFor(/boot=pvh[\s\S]*echo\.ready=1/);
     await vmm.put('vm.console-input', { text: 'grüße\r' });
-    await early.waitFor(/echo\.text=grüße\n/);
+    await early.waitFor(/echo\.text=grüße\n[\s\S]*echo\.ready=1/);
     const late = await listen(vmm);
+    await vmm.put('vm.console-input', { text: 'bye\r' });
     await Promise.all([early.ended, late.ended]);
     expect(early.text()).toBe(late.text());
     // What readers of the port itself get.
