@@ -63,6 +63,10 @@ export class BlkDataPath implements DataPath<SharedArrayBuffer> {
   /** A request that must run alone, waiting for the others to end or running. */
   #exclusive: BlkRequest | undefined;
   #exclusiveStarted = false;
+  /** `changes` of the disk's state when others stood in the way last; undefined while none does. */
+  #blockedAt: number | undefined;
+  /** We are told of the next change. */
+  #isToldOfChange = false;
   #finished = 0;
 
   /** @param thread this data path's number among those of the disk. @throws UsageError - the engine is not to be had */
@@ -104,17 +108,11 @@ export class BlkDataPath implements DataPath<SharedArrayBuffer> {
   }
 
   get mustPoll(): boolean {
-    return this.#engine.mustPoll || (this.disk.direct && this.#waitsForOthers);
-  }
-
-  /** Nobody wakes us when other threads have finished theirs. */
-  get #waitsForOthers(): boolean {
-    if (this.#exclusive !== undefined) return !this.#exclusiveStarted;
-    return this.#state.isTaken(this.#thread);
+    return this.#engine.mustPoll;
   }
 
   get isFull(): boolean {
-    return this.#free.length === 0 || this.#exclusive !== undefined;
+    return this.#free.length === 0 || this.#exclusive !== undefined || this.#blockedAt !== undefined;
   }
 
   get onCompletion(): () => void {
@@ -125,8 +123,17 @@ export class BlkDataPath implements DataPath<SharedArrayBuffer> {
     this.#engine.onCompletion = callback;
   }
 
-  /** Engines tell by themselves. */
-  arm(): void {}
+  /** Engines tell by themselves, requests of other threads do not. */
+  arm(): void {
+    const seen = this.#blockedAt;
+    this.#blockedAt = undefined;
+    if (seen === undefined || this.#isToldOfChange) return;
+    this.#isToldOfChange = true;
+    this.#state.whenChanged(seen, () => {
+      this.#isToldOfChange = false;
+      this.onCompletion();
+    });
+  }
 
   serve(driver: SharedArrayBuffer): RingAttachment {
     return new BlkRings(this, new BlkDriverState(driver));
@@ -159,9 +166,18 @@ export class BlkDataPath implements DataPath<SharedArrayBuffer> {
 
   #begin(vring: Vring): boolean {
     if (!this.disk.direct) return vring.pop();
-    if (!this.#state.tryBegin(this.#thread)) return false;
+    if (!this.#tryBegin()) return false;
     if (vring.pop()) return true;
     this.#state.end();
+    return false;
+  }
+
+  #tryBegin(): boolean {
+    this.#blockedAt = undefined;
+    if (this.#state.tryBegin(this.#thread)) return true;
+    const { changes } = this.#state;
+    if (this.#state.tryBegin(this.#thread)) return true;
+    this.#blockedAt = changes;
     return false;
   }
 
@@ -180,7 +196,12 @@ export class BlkDataPath implements DataPath<SharedArrayBuffer> {
 
   #startExclusive(): void {
     if (this.#exclusive === undefined || this.#exclusiveStarted) return;
-    if (!this.#state.tryTake(this.#thread) || this.#state.inFlight > 0) return;
+    const { changes } = this.#state;
+    if (!this.#state.tryTake(this.#thread) || this.#state.inFlight > 0) {
+      this.#blockedAt = changes;
+      return;
+    }
+    this.#blockedAt = undefined;
     this.#exclusiveStarted = true;
     if (!this.#executor.start(this.#exclusive)) this.#finish(this.#exclusive);
   }

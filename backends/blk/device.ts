@@ -81,8 +81,8 @@ export class BlkDevice implements Device<SharedArrayBuffer> {
     return new BlkAttachment(this);
   }
 
-  async claim(): Promise<void> {
-    if (this.#locked) return;
+  async claim(): Promise<boolean> {
+    if (this.#locked) return false;
     const { main, files } = this.#disk;
     try {
       await lockDisk(main, files.readOnly, files.path);
@@ -92,13 +92,22 @@ export class BlkDevice implements Device<SharedArrayBuffer> {
     }
     this.#locked = true;
     this.#log.info(`${files.path}: locked, a guest has arrived`);
+    return true;
+  }
+
+  disclaim(): void {
+    this.#unlock('its guest is not here');
   }
 
   handOver(): void {
+    this.#unlock('its guest migrates');
+  }
+
+  #unlock(why: string): void {
     if (!this.#locked) return;
     unlock(this.#disk.main.fd);
     this.#locked = false;
-    this.#log.info(`${this.#disk.files.path}: unlocked, its guest migrates`);
+    this.#log.info(`${this.#disk.files.path}: unlocked, ${why}`);
   }
 
   /** Looks at the size of the file again, and tells front ends when it changed. @throws SysError */

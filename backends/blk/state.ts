@@ -4,23 +4,25 @@
  */
 
 // The capacity is a double @0: a store of 8 aligned bytes, which nobody sees half of. Then 32-bit words:
-const DISK_BYTES = 16;
+const DISK_BYTES = 24;
 /** Number of the data path that wants to be alone with the disk, plus 1; 0 when none does. */
 const ALONE = 2;
 /** Requests in flight on all data paths, but the one that runs alone. */
 const IN_FLIGHT = 3;
+/** How often it came to pass that one who waits for others may go on. */
+const CHANGES = 4;
 
 /** The disk, for all front ends. */
 export class BlkDiskState {
   readonly shared: SharedArrayBuffer;
   readonly #capacity: Float64Array;
-  readonly #words: Uint32Array;
+  readonly #words: Int32Array;
 
   /** @param shared that of another thread's; a new one when there is none */
   constructor(shared = new SharedArrayBuffer(DISK_BYTES)) {
     this.shared = shared;
     this.#capacity = new Float64Array(shared, 0, 1);
-    this.#words = new Uint32Array(shared);
+    this.#words = new Int32Array(shared);
   }
 
   /** Whole sectors, in bytes. A request that races with a change is judged by the old one or the new one. */
@@ -39,23 +41,25 @@ export class BlkDiskState {
 
   /** A data path begins a request. False when another one has the disk to itself: nothing was begun. */
   tryBegin(path: number): boolean {
-    // First counted and then looked: whoever wants to be alone looks the other way round.
+    // To count first would be a change for whoever waits to be alone, and so for us.
+    if (this.#isTaken(path)) return false;
+    // Now counted and then looked: whoever wants to be alone looks the other way round.
     Atomics.add(this.#words, IN_FLIGHT, 1);
-    const alone = Atomics.load(this.#words, ALONE);
-    if (alone === 0 || alone === path + 1) return true;
+    if (!this.#isTaken(path)) return true;
     this.end();
     return false;
   }
 
-  /** A request ended. */
-  end(): void {
-    Atomics.sub(this.#words, IN_FLIGHT, 1);
-  }
-
-  /** Whether another data path has the disk to itself. */
-  isTaken(path: number): boolean {
+  #isTaken(path: number): boolean {
     const alone = Atomics.load(this.#words, ALONE);
     return alone !== 0 && alone !== path + 1;
+  }
+
+  /** A request ended. */
+  end(): void {
+    const before = Atomics.sub(this.#words, IN_FLIGHT, 1);
+    // Whoever wants to be alone says so first and then looks for others.
+    if (before === 1 && Atomics.load(this.#words, ALONE) !== 0) this.#change();
   }
 
   /** Lets no other data path begin requests until `shareAgain`. False when another one was first. */
@@ -66,6 +70,24 @@ export class BlkDiskState {
 
   shareAgain(): void {
     Atomics.store(this.#words, ALONE, 0);
+    this.#change();
+  }
+
+  #change(): void {
+    Atomics.add(this.#words, CHANGES, 1);
+    Atomics.notify(this.#words, CHANGES);
+  }
+
+  /** Goes on where `tryBegin`, `tryTake` or `inFlight` may come to something else. To be read before they are asked. */
+  get changes(): number {
+    return Atomics.load(this.#words, CHANGES);
+  }
+
+  /** Calls `then` when `changes` is not `seen` any more: never at once. */
+  whenChanged(seen: number, then: () => void): void {
+    const wait = Atomics.waitAsync(this.#words, CHANGES, seen);
+    if (wait.async) void wait.value.then(then);
+    else setImmediate(then);
   }
 }
 

@@ -35,8 +35,14 @@ export interface Device<Shared = unknown> {
   /** Set by the daemon: the device calls it when its configuration space changed by itself. */
   onConfigChange: () => void;
 
-  /** A front end is about to run rings, and nobody did. @throws Refused - another process has what it needs */
-  claim?(): Promise<void>;
+  /**
+   * A front end is about to run rings, and nobody did. Returns whether what it needs was not this process's before.
+   * @throws Refused - another process has it
+   */
+  claim?(): Promise<boolean>;
+
+  /** The front end that this was claimed for started no ring, or is gone. */
+  disclaim?(): void;
 
   /** The front end stopped its rings while it logged what we write: its guest goes on with another daemon. */
   handOver?(): void;
@@ -127,6 +133,15 @@ export interface Attachment<Shared = unknown> {
 
   /** Takes up what `saveState` returned in an earlier life of the daemon. */
   restoreState(state: boolean): void;
+
+  /** What the driver chose and will not say again, at most 2 KiB: kept behind the in-flight region in the same way. */
+  saveChoices?(): Uint8Array;
+
+  /** Takes up what `saveChoices` returned in an earlier life. Returns a sentence when it cannot be taken up. */
+  restoreChoices?(choices: Uint8Array): string | undefined;
+
+  /** Set by the core: a device that has choices to save calls it when they changed, before the driver hears of it. */
+  onChoice?: () => void;
 
   /** SET_DEVICE_STATE_FD, of a device that offers DEVICE_STATE: what another host needs to go on with this driver. */
   exportState?(): Uint8Array;

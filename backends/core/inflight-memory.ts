@@ -6,9 +6,11 @@ import { INFLIGHT_HEADER_BYTES, inflightQueueBytes } from '../../protocol/vhost-
 import type { Inflight } from '../../protocol/vhost-user/payloads.ts';
 import { isPackedQueueSize } from '../../protocol/virtqueue/packed-queue.ts';
 import { isSplitQueueSize } from '../../protocol/virtqueue/split-queue.ts';
+import { KEPT_CHOICES_BYTES, KeptChoices } from './kept-choices.ts';
 import { Refused } from './refused.ts';
 
 const ROOMY_QUEUE_SIZE = 1024;
+const PAGE_BYTES = 4096;
 const STATE_BIT = 1;
 /** Word of the header whose low half is the version. */
 const VERSION_WORD = 2;
@@ -31,16 +33,32 @@ function roomyStride(queueSize: number, packed: boolean): number {
   return inflightQueueBytes(Math.max(queueSize, ROOMY_QUEUE_SIZE), packed);
 }
 
-/** Makes the region that a front end asks for, for rings of either layout. The descriptor is the caller's. */
-export function createInflightFd(request: Inflight, maxQueues: number): { reply: Inflight; fd: OwnedFd } {
+/** Where choices are kept in the file of a region of so many bytes. */
+function choicesAt(mmapSize: number): number {
+  return Math.ceil(mmapSize / PAGE_BYTES) * PAGE_BYTES;
+}
+
+/**
+ * Makes the region that a front end asks for, for rings of either layout; with `choices` there is room for those behind it.
+ * The descriptor is the caller's.
+ */
+export function createInflightFd(
+  request: Inflight,
+  maxQueues: number,
+  choices = false,
+): { reply: Inflight; fd: OwnedFd } {
   checkShape(request, maxQueues);
   const mmapSize = request.numQueues * roomyStride(request.queueSize, true);
-  const fd = createSealedMemfd('vhost-user-inflight', mmapSize);
+  const length = choices ? choicesAt(mmapSize) + KEPT_CHOICES_BYTES : mmapSize;
+  const fd = createSealedMemfd('vhost-user-inflight', length);
   return { reply: { ...request, mmapSize, mmapOffset: 0 }, fd };
 }
 
 export class InflightMemory {
+  /** What the driver chose; undefined where the file has no room for that. */
+  readonly choices: KeptChoices | undefined;
   readonly #mapping: SharedMapping;
+  readonly #choicesMapping: SharedMapping | undefined;
   /** Of the first queue. */
   readonly #header: Uint32Array;
   readonly #area: Inflight;
@@ -67,6 +85,11 @@ export class InflightMemory {
     const length = Math.min(mmapSize, size - mmapOffset, numQueues * roomyStride(queueSize, true));
     this.#mapping = new SharedMapping(fd.fd, mmapOffset, length);
     this.#header = new Uint32Array(this.#mapping.view(0, INFLIGHT_HEADER_BYTES));
+    const at = choicesAt(mmapSize);
+    // Other back ends' files end with the region.
+    if (mmapOffset !== 0 || size !== at + KEPT_CHOICES_BYTES) return;
+    this.#choicesMapping = new SharedMapping(fd.fd, at, KEPT_CHOICES_BYTES);
+    this.choices = new KeptChoices(this.#choicesMapping.view(0, KEPT_CHOICES_BYTES));
   }
 
   /** Bytes of one queue's part: as much as we give it, or as the layout needs where another back end made the region. */
@@ -97,7 +120,7 @@ export class InflightMemory {
   }
 
   get faulted(): boolean {
-    return this.#mapping.faulted;
+    return this.#mapping.faulted || this.#choicesMapping?.faulted === true;
   }
 
   /**
@@ -113,5 +136,6 @@ export class InflightMemory {
 
   close(): void {
     this.#mapping.retire();
+    this.#choicesMapping?.retire();
   }
 }

@@ -13,13 +13,19 @@ const LEAVING_PATIENCE_MS = 30_000;
 
 /** What is claimed for whoever runs rings: a device that other processes may want too. */
 export interface Claimed {
-  /** @throws Refused - it is not to be had */
-  claim?(): Promise<void>;
+  /** Returns whether it was not ours before. @throws Refused - it is not to be had */
+  claim?(): Promise<boolean>;
+  /** It is not needed any more by whom it was claimed for. */
+  disclaim?(): void;
 }
 
 export class RingLease {
   readonly #claimed: Claimed;
   #holder: object | undefined;
+  /** For whom something was claimed that was not ours; later, who held the lease last. */
+  #claimant: object | undefined;
+  /** It was claimed when the holder got the lease. */
+  #isFresh = false;
   #leaving = false;
   readonly #waiters = new Set<() => void>();
 
@@ -39,11 +45,17 @@ export class RingLease {
     this.#holder = who;
     this.#leaving = false;
     try {
-      await this.#claimed.claim?.();
+      this.#isFresh = (await this.#claimed.claim?.()) === true;
+      if (this.#isFresh || this.#claimant !== undefined) this.#claimant = who;
     } catch (error) {
       this.release(who);
       throw error;
     }
+  }
+
+  /** Whether nobody else runs rings. */
+  isFreeFor(who: object): boolean {
+    return this.#holder === undefined || this.#holder === who;
   }
 
   /** Waits for the holder to leave or start leaving, at most this long. */
@@ -73,7 +85,26 @@ export class RingLease {
   release(who: object): void {
     if (this.#holder !== who) return;
     this.#holder = undefined;
+    this.#isFresh = false;
     this.#leaving = false;
     this.#wakeAll();
+  }
+
+  /** The holder runs no rings after all. What was claimed for it now is free again: where it came from it is missed. */
+  giveUp(who: object): void {
+    if (this.#holder !== who) return;
+    if (this.#isFresh) this.#disclaim();
+    this.release(who);
+  }
+
+  /** A connection is over, and its rings are stopped: what was claimed for it is free again. */
+  end(who: object): void {
+    this.release(who);
+    if (this.#claimant === who) this.#disclaim();
+  }
+
+  #disclaim(): void {
+    this.#claimant = undefined;
+    this.#claimed.disclaim?.();
   }
 }

@@ -76,8 +76,11 @@ export interface RingServer {
   displaceAll(): Promise<void>;
   /** Looks for started rings again. One that is not there waits for the next change. */
   placeAll(): Promise<void>;
-  /** From now on writes to guest memory are noted there, or not. Rings were displaced before. */
-  setLog(log: SharedExtent | undefined): Promise<void>;
+  /**
+   * From now on writes to guest memory are noted there, or not. Rings were displaced before. While a log is awaited no
+   * ring is served.
+   */
+  setLog(log: SharedExtent | 'awaited' | undefined): Promise<void>;
   /** After an invalidation, nothing of it is accessed any more. */
   translate(change: Translation): Promise<void>;
   /** @throws RingError, MemoryError, Refused - the ring cannot be used as described; the descriptor is closed */
@@ -113,6 +116,7 @@ export class LocalRingServer implements RingServer, VringHost {
   readonly log: Logger;
   iotlb: Iotlb | undefined;
   dirtyLog: DirtyLog | undefined;
+  awaitsLog = false;
   ringFeatures = NO_FEATURES;
 
   readonly #pump: Pump;
@@ -214,10 +218,15 @@ export class LocalRingServer implements RingServer, VringHost {
     this.log.warn(`vring ${index} is out of service: ${reason}`);
   }
 
-  async setLog(log: SharedExtent | undefined): Promise<void> {
-    this.#logMapping = log === undefined ? undefined : new BorrowedMapping(log);
-    this.dirtyLog =
-      log === undefined ? undefined : new DirtyLog((this.#logMapping as BorrowedMapping).view(0, log.length));
+  async setLog(log: SharedExtent | 'awaited' | undefined): Promise<void> {
+    const lost = this.dirtyLog?.ignored ?? 0;
+    if (lost > 0) this.log.warn(`${lost} writes were to pages that the dirty log had no bit for`);
+    this.awaitsLog = log === 'awaited';
+    this.#logMapping = undefined;
+    this.dirtyLog = undefined;
+    if (log === undefined || log === 'awaited') return;
+    this.#logMapping = new BorrowedMapping(log);
+    this.dirtyLog = new DirtyLog(this.#logMapping.view(0, log.length));
   }
 
   async translate(change: Translation): Promise<void> {

@@ -208,7 +208,7 @@ class RemoteRingServer implements RingServer {
     await this.#ask('placeAll');
   }
 
-  async setLog(log: SharedExtent | undefined): Promise<void> {
+  async setLog(log: SharedExtent | 'awaited' | undefined): Promise<void> {
     await this.#ask('setLog', log);
   }
 

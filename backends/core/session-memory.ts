@@ -1,6 +1,6 @@
 /**
- * What one front end shares with us: guest memory, the translations of its IOMMU, the dirty log, the in-flight region;
- * and the messages about them. The mappings are made and ended here; those who serve rings borrow them, and have let go
+ * What one front end shares with us: guest memory, the translations of its IOMMU, the dirty log; and the messages about
+ * them. The mappings are made and ended here; those who serve rings borrow them, and have let go
  * of them before one ends. Source: vhost-user, Front-end message types, Memory access, Migration, IOMMU support.
  */
 
@@ -26,9 +26,7 @@ import {
   SINGLE_REGION,
 } from '../../protocol/vhost-user/payloads.ts';
 import { hasFeature } from '../../protocol/virtio/reserved-features.ts';
-import type { Attachment } from './device.ts';
 import { type Dispatcher, ReplyWithFds, SpecialReply } from './dispatcher.ts';
-import { createInflightFd, InflightMemory } from './inflight-memory.ts';
 import type { Logger } from './logging.ts';
 import { Postcopy } from './postcopy.ts';
 import { Refused } from './refused.ts';
@@ -42,11 +40,8 @@ const LOG_ALIGN = 4;
 /** What a session knows that its memory needs. */
 export interface MemoryContext {
   readonly servers: RingServers;
-  readonly attachment: Attachment;
   readonly log: Logger;
-  readonly ringCount: number;
   readonly anyStarted: boolean;
-  readonly isPacked: boolean;
   /** Writes are to be logged: VHOST_F_LOG_ALL. */
   readonly isLogging: boolean;
   /** Protocol features that are offered. */
@@ -61,6 +56,11 @@ function isSameRegion(a: RegionDescription, b: RegionDescription): boolean {
   return a.guestAddress === b.guestAddress && a.size === b.size && a.userAddress === b.userAddress;
 }
 
+/** Guest address behind a region. */
+function endOf({ guestAddress, size }: RegionDescription): number {
+  return guestAddress + size;
+}
+
 /** What the front end is told of memory whose pages come late: where we have it. */
 function answerOf(description: RegionDescription, { start, hostDelta }: MemoryRegion): RegionDescription {
   return { ...description, userAddress: start + hostDelta };
@@ -71,9 +71,10 @@ export class SessionMemory {
   readonly #memory = new GuestMemory();
   /** Regions that were removed last: a front end may say it again. */
   #removed: RegionDescription[] = [];
-  #inflight: InflightMemory | undefined;
   /** The dirty log, and where it lies in its mapping. */
   #log: { readonly mapping: SharedMapping; readonly bitmap: SharedExtent } | undefined;
+  /** The log was let go of, because it had no bits for memory that came, and there is no other. */
+  #isLogOutgrown = false;
   readonly #postcopy: Postcopy | undefined;
 
   constructor(context: MemoryContext) {
@@ -86,6 +87,7 @@ export class SessionMemory {
       if (fds.length !== regions.length) {
         throw new ProtocolError(`SET_MEM_TABLE: ${regions.length} regions with ${fds.length} file descriptors`);
       }
+      this.#checkLogged(Math.max(0, ...regions.map(endOf)));
       const added: MemoryRegion[] = [];
       await this.#change(() => {
         this.#clear();
@@ -121,7 +123,6 @@ export class SessionMemory {
     });
     // We have nothing to add to what the log itself says.
     d.on(FRONTEND.SET_LOG_FD, () => undefined);
-    this.#registerInflight(d);
     if (this.#postcopy !== undefined) this.#registerPostcopy(d, this.#postcopy);
   }
 
@@ -171,6 +172,7 @@ export class SessionMemory {
   }
 
   async #addOne(description: RegionDescription, fd: OwnedFd): Promise<MemoryRegion> {
+    this.#checkLogged(endOf(description));
     const add = (): MemoryRegion => this.#add(description, fd);
     if (this.#isListening) return this.#change(add);
     const region = add();
@@ -181,42 +183,6 @@ export class SessionMemory {
   #clear(): void {
     for (const region of this.#memory.regions) this.#postcopy?.forget(region);
     this.#memory.clear();
-  }
-
-  #registerInflight(d: Dispatcher): void {
-    d.on(FRONTEND.GET_INFLIGHT_FD, (request) => {
-      const { reply, fd } = createInflightFd(request, this.#context.ringCount);
-      return new ReplyWithFds(reply, [fd]);
-    });
-    d.on(FRONTEND.SET_INFLIGHT_FD, (area, [fd]) => {
-      const { anyStarted, ringCount, attachment, isPacked } = this.#context;
-      if (anyStarted) throw new Refused('a ring is started');
-      const next = new InflightMemory(area, fd as OwnedFd, ringCount, isPacked);
-      this.#inflight?.close();
-      this.#inflight = next;
-      // A region that a killed daemon left behind knows what the driver will not say again; a new one learns it.
-      if (next.wasUsed) attachment.restoreState(next.deviceState);
-      else this.saveState();
-    });
-  }
-
-  /** Keeps the device's bit of state where the next daemon finds it. */
-  saveState(): void {
-    if (this.#inflight !== undefined) this.#inflight.deviceState = this.#context.attachment.saveState();
-  }
-
-  /** The in-flight region of a ring. A ring that has none is served all the same: a disk beats no disk. */
-  inflightOf(index: number, size: number): SharedExtent | undefined {
-    const { log, isPacked } = this.#context;
-    const region = this.#inflight?.queue(index, size, isPacked);
-    if (region === undefined && this.#inflight !== undefined) {
-      log.warn(`vring ${index} of ${size} entries is not tracked: its in-flight region is smaller`);
-    }
-    return region;
-  }
-
-  get faulted(): boolean {
-    return this.#inflight?.faulted === true;
   }
 
   /** Changes the memory while no ring uses it, and goes on with the rings that are still in it. */
@@ -234,6 +200,7 @@ export class SessionMemory {
   /** Tells everyone of the regions that there are, unless they may not be touched yet. */
   async #publish(): Promise<void> {
     if (this.#postcopy?.isAwaiting === true) return;
+    await this.#outgrowLog();
     const regions = this.#memory.regions.map((region) => region.share());
     await this.#context.servers.all(async (server) => {
       await server.setMemory(regions);
@@ -269,13 +236,52 @@ export class SessionMemory {
     const mapping = new SharedMapping(fd.fd, offset - lead, lead + length);
     const last = this.#log;
     this.#log = { mapping, bitmap: partOf(mapping.share(), lead, length) };
+    this.#isLogOutgrown = false;
     await this.applyLog();
+    last?.mapping.retire();
+  }
+
+  /** Whether there is a log, which has no bits for memory that ends at a guest address. */
+  #isBeyondLog(end: number): boolean {
+    return this.#log !== undefined && coveredBytes(this.#log.bitmap.length) < end;
+  }
+
+  /**
+   * A started ring may write anywhere at once, so the log has to reach there before: front ends (QEMU) bring the larger
+   * log first. @throws Refused - the log that is in use ends before guest memory would, at `end`
+   */
+  #checkLogged(end: number): void {
+    const { anyStarted, isLogging } = this.#context;
+    if (anyStarted && isLogging) this.checkLog(end);
+  }
+
+  /** @throws Refused - writes cannot be logged with the log that there is: guest memory ends beyond it, at `end` */
+  checkLog(end = this.#memory.end): void {
+    if (!this.#isBeyondLog(end)) return;
+    throw new Refused(
+      `guest memory would end at 0x${end.toString(16)}, beyond the dirty log: SET_LOG_BASE comes first`,
+    );
+  }
+
+  /**
+   * Memory grew beyond the log while no ring was started, as a device's may that QEMU starts again within a migration: it
+   * says memory, rings and then the new log. Until that comes the rings stand still.
+   */
+  async #outgrowLog(): Promise<void> {
+    if (!this.#context.isLogging || !this.#isBeyondLog(this.#memory.end)) return;
+    const last = this.#log;
+    this.#log = undefined;
+    this.#isLogOutgrown = true;
+    this.#context.log.info('guest memory grew beyond the dirty log: no ring is served until there is a larger one');
+    await this.#context.servers.all((server) => server.setLog('awaited'));
     last?.mapping.retire();
   }
 
   /** VHOST_F_LOG_ALL was turned on or off, or there is another log. */
   async applyLog(): Promise<void> {
-    const bitmap = this.#context.isLogging ? this.#log?.bitmap : undefined;
+    await this.#outgrowLog();
+    const awaited = this.#isLogOutgrown ? 'awaited' : undefined;
+    const bitmap = this.#context.isLogging ? (this.#log?.bitmap ?? awaited) : undefined;
     await this.#context.servers.all(async (server) => {
       await server.displaceAll();
       await server.setLog(bitmap);
@@ -286,8 +292,6 @@ export class SessionMemory {
   /** Ends all mappings. Nobody uses them any more. */
   close(): void {
     this.#memory.clear();
-    this.#inflight?.close();
-    this.#inflight = undefined;
     this.#log?.mapping.retire();
     this.#log = undefined;
   }

@@ -81,9 +81,8 @@ export class SessionRings {
       ring.base = num;
     });
     d.on(FRONTEND.GET_VRING_BASE, async ({ index }) => {
-      const wasInService = this.anyStarted;
       const num = await this.#stop(index);
-      if (wasInService && !this.anyStarted) this.#leaveService();
+      if (!this.anyStarted) this.#leaveService();
       return { index, num };
     });
     d.on(FRONTEND.SET_VRING_KICK, ({ index, noFd }, fds) => this.#kick(index, noFd, fds));
@@ -139,7 +138,7 @@ export class SessionRings {
       await servers.of(index).start(index, this.#describe(index, ring), kick?.take(), polled);
       ring.started = true;
     } finally {
-      if (!this.anyStarted) lease.release(this);
+      if (!this.anyStarted) lease.giveUp(this);
     }
   }
 
@@ -174,10 +173,14 @@ export class SessionRings {
     for (let i = 0; i < this.#rings.length; i += 1) await this.#context.servers.of(i).enable(i, true);
   }
 
-  /** The last ring was stopped: others may run rings, and on another host where the guest is being migrated. */
+  /**
+   * No ring is started, or the last one was stopped: others may run rings, and on another host where the guest is being
+   * migrated. Its driver may not have used the device yet.
+   */
   #leaveService(): void {
-    if (this.#context.isLogging) this.#context.handOver();
-    this.#context.lease.release(this);
+    const { isLogging, lease } = this.#context;
+    if (isLogging && lease.isFreeFor(this)) this.#context.handOver();
+    lease.release(this);
   }
 
   /**
@@ -185,12 +188,11 @@ export class SessionRings {
    * and disables every ring.
    */
   async reset(): Promise<void> {
-    const wasInService = this.anyStarted;
     for (let i = 0; i < this.#rings.length; i += 1) {
       await this.#stop(i);
       await this.#context.servers.of(i).enable(i, false);
     }
-    if (wasInService) this.#leaveService();
+    this.#leaveService();
   }
 
   /** The connection is closed; what is in flight is being finished. */
@@ -201,7 +203,7 @@ export class SessionRings {
   /** Everything is finished. */
   release(): void {
     for (const ring of this.#rings) ring.started = false;
-    this.#context.lease.release(this);
+    this.#context.lease.end(this);
   }
 }
 

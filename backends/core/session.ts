@@ -40,6 +40,7 @@ import type { RingLease } from './ring-lease.ts';
 import type { InBand, RingEvents } from './ring-server.ts';
 import type { RingServers } from './ring-servers.ts';
 import { type DeviceContext, SessionDevice } from './session-device.ts';
+import { type InflightContext, SessionInflight } from './session-inflight.ts';
 import { type MemoryContext, SessionMemory } from './session-memory.ts';
 import { type RingContext, SessionRings } from './session-rings.ts';
 
@@ -64,7 +65,7 @@ export interface SessionContext {
   openServers(attachment: Attachment, events: RingEvents, log: Logger): RingServers;
 }
 
-export class Session implements RingContext, MemoryContext, DeviceContext, RingEvents {
+export class Session implements RingContext, MemoryContext, InflightContext, DeviceContext, RingEvents {
   readonly attachment: Attachment;
   readonly log: Logger;
   readonly lease: RingLease;
@@ -77,6 +78,7 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
   readonly #dispatcher = new Dispatcher();
   readonly #rings: SessionRings;
   readonly #memory: SessionMemory;
+  readonly #inflight: SessionInflight;
   readonly #device: SessionDevice;
   readonly #handOver: () => void;
   #features = 0n;
@@ -101,9 +103,11 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
     this.servers = context.openServers(this.attachment, this, log);
     this.#rings = new SessionRings(this, device.maxQueues);
     this.#memory = new SessionMemory(this);
+    this.#inflight = new SessionInflight(this);
     this.#device = new SessionDevice(this);
     this.#registerNegotiation(device, offeredFeatures(device, context.iommu));
     this.#memory.register(this.#dispatcher);
+    this.#inflight.register(this.#dispatcher);
     this.#rings.register(this.#dispatcher);
     this.#device.register(this.#dispatcher);
   }
@@ -133,7 +137,7 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
   }
 
   inflightOf(index: number, size: number): SharedExtent | undefined {
-    return this.#memory.inflightOf(index, size);
+    return this.#inflight.of(index, size);
   }
 
   resetRings(): Promise<void> {
@@ -145,7 +149,7 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
   }
 
   saveState(): void {
-    this.#memory.saveState();
+    this.#inflight.saveState();
   }
 
   /** The front end truncated a file that it shares with us: its connection ends. */
@@ -189,7 +193,7 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
         }
         const refusal = await this.#inTurn(() => this.#dispatcher.handle(message, this.#endpoint));
         if (refusal !== undefined) this.#noteRefusal(refusal);
-        if (this.#memory.faulted) this.onMemoryFault();
+        if (this.#inflight.faulted) this.onMemoryFault();
         if (this.#configChanged && this.anyStarted) this.notifyConfigChange();
       }
       this.log.info('front end disconnected');
@@ -241,6 +245,7 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
   async #release(): Promise<void> {
     await this.servers.all((server) => server.close());
     this.#memory.close();
+    this.#inflight.close();
     this.#device.close();
     this.#channel?.close();
     this.attachment.close?.();
@@ -275,6 +280,7 @@ export class Session implements RingContext, MemoryContext, DeviceContext, RingE
     if ((changed & ~LOGGING) !== 0n && this.anyStarted) {
       throw new Refused('a ring is started, and other features were negotiated for it');
     }
+    if (this.anyStarted && hasFeature(changed & accepted, VHOST_F_LOG_ALL)) this.#memory.checkLog();
     this.#features = accepted;
     if ((changed & LOGGING) !== 0n) await this.#memory.applyLog();
     if (!this.anyStarted) await this.#applyFeatures();

@@ -31,6 +31,8 @@ export interface VringHost {
   readonly iotlb: Iotlb | undefined;
   /** Where writes to guest memory are noted, while the front end wants that. */
   readonly dirtyLog: DirtyLog | undefined;
+  /** They are to be noted, and the front end has not said yet where. */
+  readonly awaitsLog: boolean;
   /** What this front end negotiated for its rings. */
   readonly ringFeatures: VirtqueueFeatures;
   readonly log: Logger;
@@ -159,7 +161,7 @@ export class Vring {
   /** Whether requests may be taken. */
   get runnable(): boolean {
     if (this.broken || this.held || this.#ring === undefined || this.#draining !== undefined) return false;
-    if (this.#untranslated) return false;
+    if (this.#untranslated || this.host.awaitsLog) return false;
     return this.#enabled || this.#traits.runsDisabled || this.#finishing;
   }
 

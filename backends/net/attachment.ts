@@ -43,8 +43,9 @@ export class NetAttachment implements Attachment<SharedArrayBuffer> {
   #isControlled = false;
   /** The driver is asked to tell the network where it is. */
   #announces = false;
-  /** What the driver chose on another host, until it chooses again or its rings are stopped. */
+  /** What the driver told the daemon before this one, or on another host: until it chooses again or its rings are stopped. */
   #imported: DriverChoices | undefined;
+  onChoice: () => void = () => undefined;
 
   /** @param id what the driver is called between threads */
   constructor(device: NetDevice, id: number) {
@@ -71,6 +72,7 @@ export class NetAttachment implements Attachment<SharedArrayBuffer> {
     if (this.#imported?.features === this.#deviceFeatures) this.#takeUp(this.#imported);
     this.updateFormat();
     this.#device.follow(this);
+    this.onChoice();
   }
 
   /** What the driver accepted, without the bits of rings and transport. */
@@ -109,6 +111,14 @@ export class NetAttachment implements Attachment<SharedArrayBuffer> {
     this.#imported = choices;
     if (choices.features === this.#deviceFeatures) this.setFeatures(this.#driver.features);
     return undefined;
+  }
+
+  saveChoices(): Uint8Array {
+    return this.exportState();
+  }
+
+  restoreChoices(choices: Uint8Array): string | undefined {
+    return this.importState(choices);
   }
 
   /** TUN_F_ bits. */
@@ -150,6 +160,12 @@ export class NetAttachment implements Attachment<SharedArrayBuffer> {
   /** Does what a command on the control queue says. False when it cannot be done, and nothing was. */
   perform(command: ControlCommand): boolean {
     this.#imported = undefined;
+    const done = this.#perform(command);
+    if (done) this.onChoice();
+    return done;
+  }
+
+  #perform(command: ControlCommand): boolean {
     switch (command.kind) {
       case 'mode':
         this.#filter[command.mode] = command.on;
@@ -224,6 +240,7 @@ export class NetAttachment implements Attachment<SharedArrayBuffer> {
     // The driver knows more of its addresses than we do, if it hears of it.
     this.#announces = true;
     this.#imported = undefined;
+    this.onChoice();
     this.#device.onConfigChange();
   }
 

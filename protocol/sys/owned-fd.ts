@@ -14,6 +14,7 @@ const MFD_CLOEXEC = 1;
 const MFD_ALLOW_SEALING = 2;
 const MFD_HUGETLB = 4;
 const F_ADD_SEALS = 1033;
+const F_GET_SEALS = 1034;
 const F_DUPFD_CLOEXEC = 1030;
 const F_GETFL = 3;
 const F_SETFL = 4;
@@ -112,6 +113,13 @@ export function createSealedMemfd(name: string, length: number, hugePages = fals
     memfd.close();
     throw error;
   }
+}
+
+/** Whether a descriptor is of a memfd whose size nobody can change. */
+export function isSizeSealed(fd: number): boolean {
+  const seals = libc.fcntl(fd, F_GET_SEALS, 0);
+  const wanted = F_SEAL_SHRINK | F_SEAL_GROW;
+  return seals !== -1 && (seals & wanted) === wanted;
 }
 
 /** Makes a file `length` bytes long, sparse where it grows. @throws SysError - named after `name` */

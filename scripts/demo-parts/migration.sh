@@ -141,9 +141,34 @@ show_move() {
     fi
   done
   if ! said_on 2 net.mismatches=0; then fail 'the guest does not reach its network'; fi
-  run_ask 2 shutdown-vmm
-  await "$vmm2"
-  if [ "$status" != 0 ]; then fail "the VMM of the second host ended with status $status"; fi
+}
+
+show_upgrade() {
+  say 'A new VMM takes it over on the same host, with the memory itself, which is not sent; its network gets another TAP:'
+  on 2 ip tuntap add vm1b mode tap
+  on 2 ip link set vm1b master br0 up
+  start_vmm 3 serve --api-socket "$work/host3.sock"
+  vmm3=$vmm
+  show_command "ringside ctl --api-socket $work/host3.sock receive-migration unix:$work/move.sock --device id=_net0,tap=vm1b &"
+  become_ringside ctl --api-socket "$work/host3.sock" receive-migration "unix:$work/move.sock" \
+    --device id=_net0,tap=vm1b >"$work/received" 2>&1 &
+  receiver=$!
+  children="$receiver $children"
+  await_until 'the new VMM to listen' 10 waits_on 3
+  run_ask 2 send-migration "unix:$work/move.sock" --local
+  await "$receiver"
+  indent "$work/received"
+  if [ "$status" != 0 ]; then fail "receive-migration ended with status $status"; fi
+  await_until 'the guest to work in the new VMM' 30 works_on 3 3
+  tr -d '\r' <"$work/host3.out" | grep -E '^(pattern|net)\.' | tail -n 5 | indent
+  if said_on 3 'pattern.wrong' || said_on 3 'pattern.failed' || ! said_on 3 net.mismatches=0; then
+    fail 'the guest did not find what it had before'
+  fi
+  for host in 2 3; do run_ask "$host" shutdown-vmm; done
+  for vmm in "$vmm2" "$vmm3"; do
+    await "$vmm"
+    if [ "$status" != 0 ]; then fail "a VMM of the second host ended with status $status"; fi
+  done
   for pid in $namespace2 $namespace; do
     kill "$pid"
     await "$pid" 2>/dev/null
@@ -169,4 +194,5 @@ show_migration() {
   show_devices_that_come
   show_snapshot
   show_move
+  show_upgrade
 }

@@ -25,7 +25,6 @@ import {
 } from '../unit/vmm-client/vmm/migration/fakes.ts';
 
 const cleanup = cleanupAfterEach();
-const PREAMBLE_BYTES = 16;
 const HEADER_BYTES = 16;
 /** Silence after which a destination gives up here. */
 const SILENCE_MS = 1000;
@@ -39,14 +38,16 @@ const receive = (socket: Socket, target: FakeTarget): Promise<Received<FakeTarge
 
 interface Recording {
   readonly bytes: Buffer;
-  /** Where each frame begins; the first is behind the preamble. */
+  /** Where each frame begins. */
   readonly frames: readonly number[];
 }
 
 const record = async (): Promise<Recording> => {
-  const [a, b] = await socketPair(cleanup);
+  const [a, near] = await socketPair(cleanup);
+  const [far, b] = await socketPair(cleanup);
   const chunks: Buffer[] = [];
-  b.on('data', (chunk: Buffer) => chunks.push(chunk));
+  near.on('data', (chunk: Buffer) => chunks.push(chunk));
+  near.pipe(far).pipe(near);
   const source = new FakeSource();
   for (const page of [1, 2, 9]) source.memory.fill(page * PAGE, page);
   source.onTakeDirty = () => {
@@ -54,12 +55,12 @@ const record = async (): Promise<Recording> => {
     source.write(HIGH, 7);
     source.write(2 * PAGE, 0);
   };
-  const options = { downtimeMs: 300, timeoutMs: 5000 };
+  const options = { downtimeMs: 300, timeoutMs: 5000, isMemoryShared: false, autoConverge: true };
   const sender = new Sender(source, new Channel(a, SILENCE_MS), options, operation('send-migration'));
   await Promise.all([receive(b, new FakeTarget()), sender.run({ config: CONFIG, layout: LAYOUT, isRunning: true })]);
   const bytes = Buffer.concat(chunks);
   const frames: number[] = [];
-  for (let at = PREAMBLE_BYTES; at < bytes.length; at += HEADER_BYTES + bytes.readUInt32LE(at + 4)) frames.push(at);
+  for (let at = 0; at < bytes.length; at += HEADER_BYTES + bytes.readUInt32LE(at + 4)) frames.push(at);
   return { bytes, frames };
 };
 
@@ -129,20 +130,20 @@ describe('a migration stream', () => {
     const { error, target } = await feed(recording.bytes);
 
     expect(error).toBeUndefined();
-    expect(target.calls).toEqual(['restore', 'run']);
+    expect(target.calls).toEqual(['restore', 'devices', 'run']);
     expect(recording.frames.length).toBeGreaterThanOrEqual(7);
   });
 
   it('that ends anywhere is refused', async () => {
     const { bytes, frames } = recording;
-    const ends = new Set([0, 1, 8, 15, PREAMBLE_BYTES, bytes.length - 1]);
+    const ends = new Set([bytes.length - 1]);
     for (const at of frames) for (const more of [0, 1, 15, 16, 17]) ends.add(at + more);
     for (const end of ends) if (end < bytes.length) expectRefusal(await feed(bytes.subarray(0, end)));
   });
 
   it('that falls silent anywhere is refused after the deadline', async () => {
     const { bytes, frames } = recording;
-    const ends = [0, PREAMBLE_BYTES, (frames[1] ?? 0) + 20];
+    const ends = [0, 16, (frames[1] ?? 0) + 20];
     const outcomes = await Promise.all(ends.map((end) => feed(bytes.subarray(0, end), false)));
     for (const outcome of outcomes) {
       expectRefusal(outcome);
@@ -153,7 +154,7 @@ describe('a migration stream', () => {
   it('in which a byte is another one is refused', async () => {
     const { bytes, frames } = recording;
     // All of the headers, and any of the rest.
-    const positions = new Set(Array.from({ length: PREAMBLE_BYTES }, (_, i) => i));
+    const positions = new Set<number>();
     for (const at of frames) for (let i = 0; i < HEADER_BYTES; i += 3) positions.add(at + i);
     for (const at of positions) {
       const damaged = Buffer.from(bytes);
@@ -173,15 +174,14 @@ describe('a migration stream', () => {
   it('in which frames are left out, doubled or in another order is refused', async () => {
     const { bytes, frames } = recording;
     const pieces = frames.map((at, i) => bytes.subarray(at, frames[i + 1] ?? bytes.length));
-    const preamble = bytes.subarray(0, PREAMBLE_BYTES);
     for (let i = 0; i < pieces.length; i += 1) {
       const piece = pieces[i] as Buffer;
       const rest = pieces.filter((_, j) => j !== i);
-      expectRefusal(await feed(Buffer.concat([preamble, ...rest])));
+      expectRefusal(await feed(Buffer.concat(rest)));
       const doubled = pieces.toSpliced(i, 0, piece);
       // The last one twice is a guest that runs, and what nobody reads any more.
-      if (i < pieces.length - 1) expectRefusal(await feed(Buffer.concat([preamble, ...doubled])));
-      if (i > 0) expectRefusal(await feed(Buffer.concat([preamble, piece, ...rest])));
+      if (i < pieces.length - 1) expectRefusal(await feed(Buffer.concat(doubled)));
+      if (i > 0) expectRefusal(await feed(Buffer.concat([piece, ...rest])));
     }
   });
 
@@ -199,7 +199,7 @@ describe('a migration stream', () => {
         if (piece.length === HEADER_BYTES) return;
         for (const { at, value } of changes) piece[HEADER_BYTES + (at % (piece.length - HEADER_BYTES))] = value;
         seal(piece);
-        const outcome = await feed(Buffer.concat([bytes.subarray(0, PREAMBLE_BYTES), ...pieces]));
+        const outcome = await feed(Buffer.concat(pieces));
         if (outcome.error !== undefined) expectRefusal(outcome);
       }),
       { numRuns: 300 },

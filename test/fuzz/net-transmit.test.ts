@@ -49,6 +49,7 @@ const host: VringHost = {
   memory,
   iotlb: undefined,
   dirtyLog: undefined,
+  awaitsLog: false,
   ringFeatures: { packed: false, indirect: true, eventIdx: true, inOrder: false },
   log,
   attachment: {

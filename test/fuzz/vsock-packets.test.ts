@@ -48,6 +48,7 @@ const host = (offersBuffers: boolean): VringHost => ({
   memory,
   iotlb: undefined,
   dirtyLog: undefined,
+  awaitsLog: false,
   ringFeatures: { packed: false, indirect: false, eventIdx: false, inOrder: false },
   log: { info: silent, warn: silent, error: silent } as unknown as Logger,
   attachment: {

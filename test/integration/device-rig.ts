@@ -35,7 +35,7 @@ export class DeviceRig {
     const lines: string[] = [];
     const log = (line: string) => void lines.push(line);
     const ram = guest.deviceMemory;
-    const common = { ram, log, reconnectMs: 20_000, waitMs: 1000, awayMs: 5000 };
+    const common = { ram, log, reconnectMs: 20_000, waitMs: 1000, awayMs: 15_000 };
     const opened = await openDevice(device, { ...common, ...deviceOptions });
     const transport = new VirtioMmioTransport(opened, { ...guest.wiring, log });
     cleanup.add(() => transport.close());

@@ -125,7 +125,7 @@ describe.runIf(faultGuardAvailable)('a process with guarded mappings', () => {
       console.log('alive');
     `);
 
-    expect((await child.waitForExit(10_000)).signal).toBe('SIGBUS');
+    expect((await child.waitForClose(10_000)).signal).toBe('SIGBUS');
     expect(child.output()).toMatch(/touching/);
     expect(child.output()).not.toMatch(/alive/);
   });

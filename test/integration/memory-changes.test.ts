@@ -8,6 +8,7 @@ import { VhostUserFrontend } from '../../vmm-client/frontend/frontend.ts';
 import { SharedMemory } from '../../vmm-client/frontend/shared-memory.ts';
 import { BlkBackend } from '../support/backend-process.ts';
 import { cleanupAfterEach } from '../support/cleanup.ts';
+import { eventually } from '../support/frontend/process-probe.ts';
 import { randomImage } from '../support/image.ts';
 import { DiskRig, READ } from './disk-rig.ts';
 
@@ -53,7 +54,14 @@ const openUnderLoad = async (options: object, extra: readonly string[]) => {
     await Promise.all(workers);
     return reads;
   };
-  return { daemon, frontend, driver, stop };
+  /** Waits until so many reads were right. */
+  const untilReads = (count: number): Promise<number> =>
+    eventually(
+      'reads',
+      () => reads,
+      (done) => done >= count,
+    );
+  return { daemon, frontend, driver, stop, untilReads };
 };
 
 describe.each([
@@ -62,22 +70,26 @@ describe.each([
   ['two rings on two threads', { queues: 2 }, ['--threads=2']],
 ])('under load, with %s', (_, options, extra) => {
   it('regions are added and removed', async () => {
-    const { frontend, daemon, stop } = await openUnderLoad(options, extra);
+    const { frontend, daemon, stop, untilReads } = await openUnderLoad(options, extra);
+    await untilReads(1);
     const regions = Array.from({ length: 4 }, (_, i) => createMemory(MiB, ADDED_ADDRESS + i * MiB));
     const fds = daemon.fdCount();
     for (let round = 0; round < 20; round += 1) {
       for (const region of regions) await frontend.addMemory(region);
       for (const region of regions) await frontend.removeMemory(region);
+      // Also where the load gets less of the processors than the changes.
+      await untilReads(round + 2);
     }
     expect(await stop()).toBeGreaterThan(20);
     expect(daemon.fdCount()).toBe(fds);
   });
 
   it('the table is replaced', async () => {
-    const { frontend, driver, stop } = await openUnderLoad(options, extra);
+    const { frontend, driver, stop, untilReads } = await openUnderLoad(options, extra);
     const added = createMemory(MiB, ADDED_ADDRESS);
     for (let round = 0; round < 40; round += 1) {
       await frontend.setMemory(round % 2 === 0 ? [added, driver.memory] : [driver.memory]);
+      await untilReads(round + 1);
     }
     expect(await stop()).toBeGreaterThan(40);
   });

@@ -10,14 +10,13 @@ const HEADER = 12;
 const BUFFER = 2048;
 const BUFFERS = 8;
 
-/** Waits until the device has used `count` more buffers of a ring. */
+/** Waits until the device has used `count` more buffers of a ring, or more than that, and takes `count`. */
 export const used = async (guest: MmioGuest, queue: number, count: number): Promise<number[]> => {
   const ring = guest.ring(queue);
-  const until = (ring.seen + count) & 0xffff;
   await eventually(
-    `used index of queue ${queue}`,
-    () => ring.usedIndex,
-    (index) => index === until,
+    `used buffers of queue ${queue}`,
+    () => ring.waiting,
+    (waiting) => waiting >= count,
   );
   return Array.from({ length: count }, () => {
     const { id } = ring.usedEntry(ring.seen);

@@ -183,12 +183,14 @@ const attach = async ({ frontend }: NetDriver, region: OwnedFd | undefined, base
   return kept;
 };
 
-/** Heads that a region says are in flight: a byte that is 1, each 16 bytes from 16 on, in each queue's half. */
+/** Bytes of a queue's part of a region that the daemon makes: 32 + 32 * 1024, to the next multiple of 64. */
+const STRIDE = 32_832;
+
+/** Heads that a region says are in flight: a byte that is 1, each 16 bytes from 16 on, in each queue's part. */
 const headsInFlight = (region: Uint8Array): number => {
-  const stride = region.length / SHAPE.numQueues;
   let count = 0;
   for (let queue = 0; queue < SHAPE.numQueues; queue += 1) {
-    for (let head = 0; head < QUEUE_SIZE; head += 1) count += region[queue * stride + 16 + 16 * head] ?? 0;
+    for (let head = 0; head < QUEUE_SIZE; head += 1) count += region[queue * STRIDE + 16 + 16 * head] ?? 0;
   }
   return count;
 };

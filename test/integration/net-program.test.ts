@@ -19,7 +19,7 @@ import {
   openTunIn,
 } from '../support/frontend/net-host.ts';
 import { testFrame } from '../support/frontend/net-wire.ts';
-import { cpuDuring } from '../support/frontend/process-probe.ts';
+import { cpuWhenIdle } from '../support/frontend/process-probe.ts';
 import { Program } from '../support/frontend/program.ts';
 import { type NetworkNamespace, namespacePeers } from '../support/net/namespace.ts';
 import { describeWithPeers } from '../support/peers.ts';
@@ -264,7 +264,7 @@ describeWithPeers(namespacePeers, 'the program on a TAP', () => {
 
         await elsewhere.run('ip link del tap0');
 
-        expect(await cpuDuring(program.pid, 300)).toBeLessThanOrEqual(60);
+        expect(await cpuWhenIdle(program.pid, 300, 60)).toBeLessThanOrEqual(60);
         expect(await driver.sendFrame(testFrame(2))).toEqual({ id: 0, length: 0 });
         expect(program.ended).toBe(false);
       });

@@ -269,11 +269,11 @@ describeWithPeers(namespacePeers, 'a network device on two threads', () => {
       const tx = guest.driver.tx(1);
       const [packet] = guest.driver.place(new Uint8Array(Buffer.concat([netHeader(), testFrame(1, 1500)])));
       for (let head = 0; head < tx.size; head += 1) tx.setDescriptor(head, packet as RawDescriptor);
-      const heads = Array.from({ length: tx.size }, (_, head) => head);
+      let free = Array.from({ length: tx.size }, (_, head) => head);
       /** Keeps the other thread in the midst of sending. */
       const sendMany = (): void => {
-        const free = tx.seen === 0 && tx.usedIndex === 0 ? heads : tx.harvest().map(({ id }) => id);
-        tx.publish(...free);
+        tx.publish(...free, ...tx.harvest().map(({ id }) => id));
+        free = [];
         tx.signal();
         while (daemon().host.poll() !== undefined);
       };

@@ -134,6 +134,7 @@ describeWithPeers(processorsPeers, 'The state of processors', () => {
 
   it('keeps a processor that sleeps, one that was never started, and interrupts that wait', async () => {
     const rig = new ProcessorsRig(cleanup, 'start', MEMORY_BYTES);
+    // Its timer is four seconds away.
     const processors = rig.boot(3, { rbp: rig.ticksPerSecond }, { offset: START_BOOT_OFFSET });
     const interrupt = rig.irqFd(processors, PIN);
     const started = rig.next('out e0');

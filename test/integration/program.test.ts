@@ -265,7 +265,8 @@ describe('a signal to stop', () => {
       program.kill(signal);
 
       expect(await program.waitForExit()).toEqual({ code: 0, signal: null });
-      expect(performance.now() - started).toBeLessThan(1000);
+      // Well below the 10 s that requests in flight would be waited for.
+      expect(performance.now() - started).toBeLessThan(5000);
       expect(existsSync(socket)).toBe(false);
       await idle.waitForEnd();
     },

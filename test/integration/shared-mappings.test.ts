@@ -62,7 +62,7 @@ const succeeds = async (body: string): Promise<void> => {
   const code = `${MAIN_PROLOGUE}\n${body}\nconsole.log('alive');`;
   const child = new Child(process.execPath, ['--input-type=module', '-e', code]);
   cleanup.add(() => child.stop());
-  const { code: status, signal } = await child.waitForExit(15_000);
+  const { code: status, signal } = await child.waitForClose(15_000);
   expect(`${child.output()} ${status} ${signal}`).toMatch(/alive\s+0 null$/);
 };
 

@@ -111,7 +111,7 @@ const succeeds = async (how: string, body: string): Promise<void> => {
   const code = `${prologue(how)}\n${body}\nconsole.log('alive');`;
   const child = new Child(process.execPath, ['--input-type=module', '-e', code]);
   cleanup.add(() => child.stop());
-  const { code: status, signal } = await child.waitForExit(20_000);
+  const { code: status, signal } = await child.waitForClose(20_000);
   expect(`${child.output()} ${status} ${signal}`).toMatch(/alive\s+0 null$/);
 };
 

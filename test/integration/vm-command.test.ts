@@ -36,7 +36,7 @@ const start = (...args: string[]): Child => {
 const endBy = async (child: Child, signal: NodeJS.Signals): Promise<ChildExit> => {
   const children = childrenOf(child.pid);
   child.kill(signal);
-  const exit = await child.waitForExit(DEADLINE_MS);
+  const exit = await child.waitForClose(DEADLINE_MS);
   await eventually(
     'children that run',
     () => children.filter(isRunning),
@@ -63,8 +63,7 @@ describe('ringside vm serve', () => {
 
     const second = start('serve', '--api-socket', api);
 
-    expect((await second.waitForExit(DEADLINE_MS)).code).toBe(1);
-    await second.stop();
+    expect((await second.waitForClose(DEADLINE_MS)).code).toBe(1);
     expect(second.output()).toMatch(/^ringside: [^\n]*EADDRINUSE[^\n]*\n$/);
     expect(existsSync(api)).toBe(true);
   });
@@ -95,8 +94,7 @@ describeWithPeers(vmGuestPeers, 'ringside vm run', () => {
   ];
 
   const refused = async (child: Child): Promise<[number | null, string]> => {
-    const { code } = await child.waitForExit(DEADLINE_MS);
-    await child.stop();
+    const { code } = await child.waitForClose(DEADLINE_MS);
     expect(child.output()).toMatch(/^ringside: [^\n]+\n$/);
     expect([existsSync(api), readdirSync(runtime)]).toEqual([false, []]);
     return [code, child.output()];
@@ -131,14 +129,14 @@ describeWithPeers(vmGuestPeers, 'ringside vm run', () => {
     const disk = createImage(join(directory, 'disk'), 1 << 20);
     const child = start(...machine('poweroff', '--disk', `path=${disk}`, '--api-socket', api));
 
-    expect(await child.waitForExit(DEADLINE_MS)).toEqual({ code: 0, signal: null });
+    expect(await child.waitForClose(DEADLINE_MS)).toEqual({ code: 0, signal: null });
     expect([existsSync(api), readdirSync(runtime)]).toEqual([false, []]);
   });
 
   it("reads no input that is not the guest's", async () => {
     const child = start(...machine('poweroff', '--serial', 'null'));
 
-    expect(await child.waitForExit(DEADLINE_MS)).toEqual({ code: 0, signal: null });
+    expect(await child.waitForClose(DEADLINE_MS)).toEqual({ code: 0, signal: null });
     expect(child.output()).toBe('');
   });
 
@@ -146,7 +144,7 @@ describeWithPeers(vmGuestPeers, 'ringside vm run', () => {
     const file = join(directory, 'serial');
     const child = start(...machine('poweroff', '--serial', `file=${file}`));
 
-    expect(await child.waitForExit(DEADLINE_MS)).toEqual({ code: 0, signal: null });
+    expect(await child.waitForClose(DEADLINE_MS)).toEqual({ code: 0, signal: null });
     expect(readFileSync(file, 'utf8')).toMatch(/^boot=pvh\r?\n[\s\S]*end=poweroff\r?\n$/);
   });
 
@@ -182,7 +180,7 @@ describeWithPeers(vmGuestPeers, 'ringside vm run', () => {
     child.kill('SIGTERM');
     child.kill('SIGINT');
 
-    expect((await child.waitForExit(5_000)).code).toBeGreaterThanOrEqual(130);
+    expect((await child.waitForClose(5_000)).code).toBeGreaterThanOrEqual(130);
   });
 
   it('is not ended by the end of its input', async () => {

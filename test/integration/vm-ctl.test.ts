@@ -86,6 +86,7 @@ describe('ringside ctl', () => {
     ['boot', 'boot'],
     ['pause', 'pause'],
     ['resume', 'resume'],
+    ['power-button', 'pressPowerButton'],
     ['shutdown', 'shutdown'],
     ['reboot', 'reboot'],
     ['delete', 'delete'],
@@ -220,6 +221,11 @@ describe('ringside ctl, of what takes its time', () => {
       ['send-migration', 'tcp:h:4444', '--downtime', '0.1', '--timeout', '1.5m'],
       'sendMigration',
       { destination_url: 'tcp:h:4444', downtime_ms: 100, timeout_s: 90 },
+    ],
+    [
+      ['send-migration', 'unix:/m', '--local', '--no-auto-converge'],
+      'sendMigration',
+      { destination_url: 'unix:/m', local: true, auto_converge: false, downtime_ms: 300 },
     ],
     [
       ['receive-migration', 'unix:/m', '--device', 'id=b,socket=b.sock'],

@@ -47,11 +47,13 @@ describeWithPeers(vmGuestPeers, 'A disk of the virtual machine', () => {
     const disk = await start();
     const own = image();
     const vmm = VmmProcess.run(cleanup, {
-      parameters: { job: 'info,blk', disks: 2, kb: 512, seed: 6 },
+      parameters: { job: 'info,blk,echo', disks: 2, kb: 512, seed: 6 },
       disks: [`path=${own},serial=started`, `socket=${disk.socket}`],
     });
-    await vmm.guest.waitFor('disk0.capacity');
+    await vmm.guest.waitFor('echo.ready', DEADLINE_MS);
     expect(vmm.daemons()).toHaveLength(1);
+    // It waits for a word: then it ends.
+    vmm.child.stdin.write('\n');
     expect(await vmm.child.waitForClose(DEADLINE_MS)).toEqual(SHUT_DOWN);
     expect(vmm.guest.number('devices')).toBe(2);
     for (const n of [0, 1]) expect(vmm.guest.numbers(`disk${n}`)).toMatchObject(verifiedDisk(16 * MiB));
@@ -130,12 +132,12 @@ describeWithPeers(vmGuestPeers, 'A disk of the virtual machine', () => {
   it('goes on when the daemon that the VMM started is killed under load', async () => {
     const vmm = VmmProcess.run(cleanup, { parameters: { job: 'load', requests: 6000 }, disks: [`path=${image()}`] });
     await vmm.guest.waitFor('load.progress', DEADLINE_MS);
-    const [daemon = 0] = vmm.daemons();
-    process.kill(daemon, 'SIGKILL');
+    const daemon = vmm.killDaemon();
     await eventually(
       'daemons',
       () => vmm.daemons(),
       (pids) => pids.length === 1 && pids[0] !== daemon,
+      DEADLINE_MS,
     );
     expect(vmm.guest.all('load.requests')).toEqual([]);
     expect(await vmm.child.waitForClose(DEADLINE_MS)).toEqual(SHUT_DOWN);

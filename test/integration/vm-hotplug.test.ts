@@ -74,6 +74,30 @@ const devices = async (vmm: VmmProcess): Promise<Record<string, string>> => {
 
 const WELL = { interrupt: 1, failures: 0, mismatches: 0, after_eject: 0 };
 
+describeWithPeers(vmGuestPeers, 'The power button', () => {
+  const cleanup = cleanupAfterEach();
+
+  it('asks the guest to shut down, which it does when it has done what it has to', async () => {
+    const vmm = VmmProcess.run(cleanup, { parameters: { job: 'hotplug' } });
+    await vmm.guest.waitFor('hotplug.ready', DEADLINE_MS);
+    await vmm.put('vm.pause');
+    await vmm.put('vm.power-button');
+    await vmm.put('vm.power-button');
+    await vmm.put('vm.resume');
+    expect(await vmm.child.waitForClose(DEADLINE_MS)).toEqual(SHUT_DOWN);
+    expect(vmm.guest.numbers('hotplug')).toMatchObject({ ...WELL, button: 1, button_left: 0, gone: 0 });
+  });
+
+  it('needs a machine that runs', async () => {
+    const vmm = VmmProcess.serve(cleanup);
+    const { status, body } = await vmm.request('PUT', 'vm.power-button');
+    expect([status, body]).toEqual([
+      404,
+      [expect.stringMatching(/^vm.power-button: the VM cannot be asked to shut down/)],
+    ]);
+  });
+});
+
 describeWithPeers(vmGuestPeers, 'A disk that comes while the guest runs', () => {
   const cleanup = cleanupAfterEach();
   const image = (): string => createImage(join(cleanup.directory(), 'disk'), 16 * MiB);

@@ -111,12 +111,12 @@ describeWithPeers(vmGuestPeers, 'Memory of the virtual machine', () => {
     await vmm.guest.waitFor('mem.ready');
     await vmm.put('vm.resize', { desired_ram: SIZE + 64 * MiB });
     await vmm.guest.waitFor('mem.pulled', DEADLINE_MS);
-    const [daemon = 0] = vmm.daemons();
-    process.kill(daemon, 'SIGKILL');
+    const daemon = vmm.killDaemon();
     await eventually(
       'another daemon',
       () => vmm.daemons().some((pid) => pid !== daemon),
       (there) => there,
+      DEADLINE_MS,
     );
     await resize(vmm, 32 * MiB);
     await finish(vmm);
@@ -130,13 +130,13 @@ describeWithPeers(vmGuestPeers, 'Memory of the virtual machine', () => {
     await vmm.guest.waitFor('mem.ready');
     await resize(vmm, 132 * MiB);
     await resize(vmm, 0);
-    const held = () => [vmm.child.fdCount(), vmm.memfds(), disk.fdCount(), mapped(disk)];
+    const held = () => [vmm.child.fdCount(), vmm.memfds(), disk.fdCount(), mapped(disk)].join(' ');
     const before = held();
     for (let round = 0; round < 100; round += 1) {
       await resize(vmm, (round % 2 === 0 ? 132 : 16) * MiB);
       await resize(vmm, 0);
     }
-    expect(held()).toEqual(before);
+    await eventually('what VMM and daemon hold', held, (now) => now === before);
     await finish(vmm);
     expect(await vmm.child.waitForClose(DEADLINE_MS)).toEqual(SHUT_DOWN);
     const numbers = vmm.guest.numbers('mem');

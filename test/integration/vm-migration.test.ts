@@ -1,12 +1,12 @@
 /** A guest that goes from one VMM to another while it runs, and finds nothing missing. */
 
-import { existsSync, readdirSync, readlinkSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { beforeAll, expect, it } from 'vitest';
 import { BlkBackend } from '../support/backend-process.ts';
 import { type Cleanup, cleanupAfterAll, cleanupAfterEach } from '../support/cleanup.ts';
-import { eventually } from '../support/frontend/process-probe.ts';
+import { eventually, openFiles } from '../support/frontend/process-probe.ts';
 import { VsockDaemon } from '../support/frontend/vsock-daemon.ts';
 import { createImage } from '../support/image.ts';
 import { NetBackend } from '../support/net/backend.ts';
@@ -22,6 +22,8 @@ const ROUNDS = 50;
 const CID = 77;
 const MAC = '52:54:00:c0:ff:ee';
 const ECHO_PORT = 5000;
+/** At an address of this process alone, whoever else tests here at the same time. */
+const TCP_URL = `tcp:127.${1 + ((process.pid >> 16) & 0x7f)}.${(process.pid >> 8) & 0xff}.${process.pid & 0xff}:17321`;
 
 /** A host program that sends back what comes. */
 const echo = async (cleanup: Cleanup, uds: string): Promise<void> => {
@@ -58,14 +60,17 @@ const openPlace = async (cleanup: Cleanup, namespace: NetworkNamespace, tap: str
 };
 
 /** Descriptors of a VMM that a guest has left, without the connections of its API, which come and go. */
-const leftovers = async (vmm: VmmProcess): Promise<number> => {
+const leftovers = async (vmm: VmmProcess, most = Number.POSITIVE_INFINITY): Promise<number> => {
   await eventually(
     'memory and daemons of a VMM without a guest',
     () => `${vmm.memfds()} ${vmm.daemons().length}`,
     (held) => held === '0 0',
   );
-  const directory = `/proc/${vmm.child.pid}/fd`;
-  return readdirSync(directory).filter((fd) => !readlinkSync(join(directory, fd)).startsWith('socket:')).length;
+  return eventually(
+    'descriptors of a VMM without a guest',
+    () => openFiles(vmm.child.pid).filter((file) => !file.startsWith('socket:')).length,
+    (count) => count <= most,
+  );
 };
 
 describeWithPeers([...vmGuestPeers, ...namespacePeers], 'A guest with disk, network and sockets', () => {
@@ -93,7 +98,7 @@ describeWithPeers([...vmGuestPeers, ...namespacePeers], 'A guest with disk, netw
     for (let round = 1; round <= ROUNDS; round += 1) {
       const here = places[(round + 1) % 2] as Place;
       const there = places[round % 2] as Place;
-      const url = round % 2 === 0 ? `unix:${join(directory, 'm')}` : 'tcp:127.0.0.1:17321';
+      const url = round % 2 === 0 ? `unix:${join(directory, 'm')}` : TCP_URL;
       const moving = guest.migrate(url, there.overrides);
       const killed = [undefined, here.disk, undefined, here.net][round % 5];
       await killed?.kill9();
@@ -105,10 +110,10 @@ describeWithPeers([...vmGuestPeers, ...namespacePeers], 'A guest with disk, netw
         await there.vsock.kill9();
         await there.vsock.restart();
       }
-      const idle = await leftovers(guest.destination);
-      // From the second time on that a VMM has let a guest go.
+      // From the second time on that a VMM has let a guest go it holds no more than then.
+      const isAsBefore = round > 4 && round % 2 === 0;
+      const idle = await leftovers(guest.destination, isAsBefore ? held : undefined);
       if (round === 4) held = idle;
-      if (round > 4 && round % 2 === 0) expect(idle).toBeLessThanOrEqual(held);
     }
     await guest.works(2);
     expect(guest.number('net.unanswered')).toBe(0);
@@ -121,6 +126,20 @@ describeWithPeers([...vmGuestPeers, ...namespacePeers], 'A guest with disk, netw
     downtimes.sort((a, b) => a - b);
     console.info(`downtime: median ${downtimes[ROUNDS / 2]} ms, most ${downtimes.at(-1)} ms`);
   }, 180_000);
+});
+
+describeWithPeers(vmGuestPeers, 'A guest that writes all of its memory all the time', () => {
+  const cleanup = cleanupAfterEach();
+
+  it('goes there and back, whole, slowed down as far as need be', async () => {
+    const path = join(cleanup.directory(), 'm');
+    const guest = await MovingGuest.start(cleanup, { parameters: { touch: 16_000, every: 1 }, memoryMiB: 160 });
+    for (let round = 0; round < 2; round += 1) {
+      const progress = await guest.migrate(`unix:${path}`, [], { downtime_ms: 20 });
+      console.info(`held for ${progress.throttle_percent ?? 0} % of the time, ${progress.round} rounds`);
+      await guest.works(2);
+    }
+  });
 });
 
 describeWithPeers(vmGuestPeers, 'A migration that does not come to its end', () => {
@@ -164,7 +183,7 @@ describeWithPeers(vmGuestPeers, 'A migration that does not come to its end', () 
 
   it('is tried again until it does, with the daemon of the disk killed on the way', async () => {
     for (let round = 0; round < 4; round += 1) {
-      process.kill(guest.source.daemons()[0] ?? 0, 'SIGKILL');
+      guest.source.killDaemon();
       await goes();
     }
   });
@@ -243,7 +262,7 @@ describeWithPeers(vmGuestPeers, 'A migration that does not come to its end', () 
 
     expect(sent).toMatchObject({
       status: 500,
-      body: [expect.stringMatching(/connecting to .*: connect ENOENT/)],
+      body: [expect.stringMatching(/connecting to .*: no such file or directory \(ENOENT\)/)],
     });
     await stays();
   });

@@ -47,15 +47,19 @@ const saveAndRestore = async ({ guest, directory }: Moves): Promise<void> => {
   await guest.works();
 };
 
-const migrate = async ({ guest, directory }: Moves, devices: readonly DeviceOverride[] = []): Promise<void> => {
-  await guest.migrate(`unix:${join(directory, 'm')}`, devices);
+const migrate = async (
+  { guest, directory }: Moves,
+  devices: readonly DeviceOverride[] = [],
+  local = false,
+): Promise<void> => {
+  await guest.migrate(`unix:${join(directory, 'm')}`, devices, { local });
   await guest.works();
 };
 
-/** There by a snapshot and back by a migration, and then the same again. */
+/** There by a snapshot and back by a migration, and then the same again, with memory that is handed over. */
 const thereAndBack = async (moves: Moves, step: (round: number) => Promise<void> = async () => undefined) => {
   for (let round = 0; round < 4; round += 1) {
-    await (round % 2 === 0 ? saveAndRestore(moves) : migrate(moves));
+    await (round % 2 === 0 ? saveAndRestore(moves) : migrate(moves, [], round === 3));
     await step(round);
   }
 };
@@ -143,13 +147,23 @@ describeWithPeers(vmGuestPeers, 'A guest that moves', () => {
 
   it('keeps disks that came, lets go of one that is wanted back, and has none that is gone', async () => {
     const moves = await start(cleanup, {
-      parameters: { hotplug: 1, keep: 8 },
+      // It keeps what is wanted back until it is told by a word.
+      parameters: { hotplug: 1, hold: 1 },
       devices: { disks: [{ id: 'disk', path: image() }] },
     });
     const { guest } = moves;
+    /** Waits until the guest has heard that a disk is wanted back. */
+    const hears = async (slot: number, from: number): Promise<void> => {
+      expect(await guest.source.guest.waitFor('hotplug.wanted_back', 60_000, from)).toBe(String(slot));
+    };
+    const letGo = async (slot: number, from: number): Promise<void> => {
+      guest.source.child.stdin.write('.');
+      await waitForRemoval(moves, slot, from);
+    };
     const gone = await add(moves, { id: 'gone', path: image() });
     await guest.source.put('vm.remove-device', { id: 'gone' });
-    await waitForRemoval(moves, gone, 0);
+    await hears(gone, 0);
+    await letGo(gone, 0);
     await add(moves, { id: 'stays', path: image() });
     const first = await add(moves, { id: 'first', path: image() });
     const second = await add(moves, { id: 'second', path: image() });
@@ -158,24 +172,27 @@ describeWithPeers(vmGuestPeers, 'A guest that moves', () => {
     // One is wanted back by a guest that has not heard of it yet, the other by one that has.
     await guest.source.put('vm.pause');
     await guest.source.put('vm.remove-device', { id: 'first' });
+    await guest.source.put('vm.power-button');
     const arrival = guest.destination.child.output().length;
     await saveAndRestore(moves);
+    expect(await guest.source.guest.waitFor('hotplug.button', 60_000, arrival)).toBe('1');
     expect(await states(moves)).toEqual({
       disk: 'present',
       stays: 'present',
       first: 'removal requested',
       second: 'present',
     });
-    await waitForRemoval(moves, first, arrival);
+    await hears(first, arrival);
+    await letGo(first, arrival);
     expect(Object.keys(await states(moves))).toEqual(['disk', 'stays', 'second']);
 
     const from = guest.source.child.output().length;
     await guest.source.put('vm.remove-device', { id: 'second' });
-    await guest.source.guest.waitFor('hotplug.wanted_back', 60_000, from);
+    await hears(second, from);
     const next = guest.destination.child.output().length;
     await migrate(moves);
     expect((await states(moves)).second).toBe('removal requested');
-    await waitForRemoval(moves, second, next);
+    await letGo(second, next);
     expect(await states(moves)).toEqual({ disk: 'present', stays: 'present' });
     await eventually(
       'daemons',
@@ -231,7 +248,7 @@ describeWithPeers([...vmGuestPeers, ...namespacePeers], 'A guest that moves with
       const there = places[(round / 2 + 1) % 2];
       const from = guest.destination.child.output().length;
       if (round === 3) await guest.source.put('vm.remove-device', { id: 'leaving' });
-      await (round % 2 === 0 ? migrate(moves, there) : saveAndRestore(moves));
+      await (round % 2 === 0 ? migrate(moves, there, round === 2) : saveAndRestore(moves));
       await waitForFaults(moves);
       if (round === 3) await waitForRemoval(moves, leaving, from);
       // That of the disk that is gone too: its driver does not detach it.

@@ -163,7 +163,7 @@ describeWithPeers(vmGuestPeers, 'A snapshot of a guest with two processors', () 
     });
 
     expect(await guest.source.state()).toBe('Paused');
-    process.kill(guest.source.daemons()[0] ?? 0, 'SIGKILL');
+    guest.source.killDaemon();
     await guest.source.put('vm.resume');
     await guest.works(2);
     const { body } = await guest.source.request('GET', 'vm.info');

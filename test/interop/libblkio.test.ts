@@ -83,7 +83,7 @@ describeWithPeers(blkioPeers, 'libblkio', () => {
 
   it('comes and goes without leaving descriptors behind', async () => {
     for (let round = 0; round < 10; round++) await run({ queues: 4 }, `check:${8 * MiB}:65536:7`);
-    await expect.poll(() => disk.fdCount(), { timeout: 5_000 }).toBe(idleFds);
+    await expect.poll(() => disk.fdCount(), { timeout: 20_000 }).toBe(idleFds);
     expect(disk.running).toBe(true);
   });
 });

@@ -76,7 +76,7 @@ for (const { queues, mergeable, packed, inOrder } of cases) {
       );
       const sent = async (): Promise<number> => (await host.counters('tap0')).txPackets - before.txPackets;
       await expect.poll(sent, { timeout: 10_000 }).toBeGreaterThanOrEqual(DATAGRAMS);
-      await expect.poll(() => testpmd.receivedPackets(), { timeout: 5_000 }).toBe(await sent());
+      await expect.poll(() => testpmd.receivedPackets(), { timeout: 20_000 }).toBe(await sent());
       const counts = await testpmd.stopForwarding();
       expect(counts.map(({ rxPackets }) => rxPackets > 0)).toEqual(everyQueue);
       expect((await host.counters('tap0')).txDropped).toBe(before.txDropped);
@@ -101,12 +101,12 @@ for (const { queues, mergeable, packed, inOrder } of cases) {
       const counts = await testpmd.stopForwarding();
       const sent = counts.reduce((sum, { txPackets }) => sum + txPackets, 0);
       expect(counts.map(({ txPackets }) => txPackets > 0)).toEqual(everyQueue);
-      await expect.poll(async () => (await host.counters('tap0')).rxPackets - before, { timeout: 5_000 }).toBe(sent);
+      await expect.poll(async () => (await host.counters('tap0')).rxPackets - before, { timeout: 20_000 }).toBe(sent);
     });
 
     it('leaves no descriptor behind, however often it comes', async () => {
       await testpmd.quit();
-      await expect.poll(() => backend.fdCount(), { timeout: 5_000 }).toBe(idleFds);
+      await expect.poll(() => backend.fdCount(), { timeout: 20_000 }).toBe(idleFds);
       for (let round = 0; round < 2; round++) {
         const next = await start();
         await next.use('icmpecho');
@@ -115,7 +115,7 @@ for (const { queues, mergeable, packed, inOrder } of cases) {
         // Once in order, once with a bang.
         if (round === 0) await next.quit();
         else await next.kill();
-        await expect.poll(() => backend.fdCount(), { timeout: 5_000 }).toBe(idleFds);
+        await expect.poll(() => backend.fdCount(), { timeout: 20_000 }).toBe(idleFds);
       }
     });
   });

@@ -130,7 +130,7 @@ describeWithPeers([...qemuPeers, ...trafficPeers], 'QEMU q35, vhost-user-net', (
       await guest.run('/usr/bin/ping -f -q 10.7.1.1 >/dev/null 2>&1 &');
       await guest.unplugInterface(id);
       await guest.waitUntil('[ ! -e /sys/class/net/eth1 ]');
-      await expect.poll(() => plugged.fdCount(), { timeout: 5_000 }).toBe(pluggedFds);
+      await expect.poll(() => plugged.fdCount(), { timeout: 20_000 }).toBe(pluggedFds);
     }
   });
 
@@ -144,7 +144,7 @@ describeWithPeers([...qemuPeers, ...trafficPeers], 'QEMU q35, vhost-user-net', (
     // virtnet_poll_cleantx when device is broken") mends it.
     await guest.run('ip link set eth0 down');
     await guest.powerOff();
-    await expect.poll(() => backend.fdCount(), { timeout: 5_000 }).toBe(idleFds);
+    await expect.poll(() => backend.fdCount(), { timeout: 20_000 }).toBe(idleFds);
     expect(backend.running && plugged.running).toBe(true);
   });
 
@@ -153,7 +153,7 @@ describeWithPeers([...qemuPeers, ...trafficPeers], 'QEMU q35, vhost-user-net', (
     await bringUp(guest);
     await startLoad(host, guest);
     await guest.child.stop();
-    await expect.poll(() => backend.fdCount(), { timeout: 5_000 }).toBe(idleFds);
+    await expect.poll(() => backend.fdCount(), { timeout: 20_000 }).toBe(idleFds);
     guest = await boot();
     await bringUp(guest);
     await ping(guest, HOST_ADDRESS, 9000);

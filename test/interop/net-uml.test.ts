@@ -162,7 +162,7 @@ describeWithPeers(peers, 'User-mode Linux, vhost-user-net with control queue', (
     await startLoad(host, guest);
     await guest.run('ip link set eth0 down');
     await guest.powerOff();
-    await expect.poll(() => backend.fdCount(), { timeout: 5_000 }).toBe(idleFds);
+    await expect.poll(() => backend.fdCount(), { timeout: 20_000 }).toBe(idleFds);
     expect(backend.running).toBe(true);
   });
 

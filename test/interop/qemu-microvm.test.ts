@@ -40,7 +40,7 @@ describeWithPeers([...qemuPeers, ...fileSystemPeers], 'QEMU microvm, vhost-user-
 
   it('is done with a guest that is off: the daemon runs and holds no descriptor of it', async () => {
     await guest.powerOff();
-    await expect.poll(() => disk.fdCount(), { timeout: 5_000 }).toBe(idleFds);
+    await expect.poll(() => disk.fdCount(), { timeout: 20_000 }).toBe(idleFds);
     expect(disk.running).toBe(true);
   });
 });

@@ -71,7 +71,7 @@ describeWithPeers([...qemuPeers, ...fileSystemPeers], 'QEMU q35, vhost-user-blk-
       await guest.unplug(`plugged${round}`);
       await guest.waitUntil('[ ! -e /dev/vdb ]');
       expect(randomFileInImage(plugged.image)).toBe(written);
-      await expect.poll(() => plugged.fdCount(), { timeout: 5_000 }).toBe(pluggedFds);
+      await expect.poll(() => plugged.fdCount(), { timeout: 20_000 }).toBe(pluggedFds);
     }
   });
 
@@ -116,7 +116,7 @@ describeWithPeers([...qemuPeers, ...fileSystemPeers], 'QEMU q35, vhost-user-blk-
 
   it('is done with a guest that is off: the daemons run and hold no descriptor of it', async () => {
     await guest.powerOff();
-    await expect.poll(() => disk.fdCount(), { timeout: 5_000 }).toBe(diskFds);
+    await expect.poll(() => disk.fdCount(), { timeout: 20_000 }).toBe(diskFds);
     expect(disk.running && plugged.running).toBe(true);
   });
 });

@@ -3,11 +3,11 @@
  * that the simulation has not seen. Debian's kernel was built without that time, and uses the messages all the same.
  */
 
-import { readdirSync, readlinkSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, it } from 'vitest';
 import { BlkBackend } from '../support/backend-process.ts';
 import { cleanupAfterEach } from '../support/cleanup.ts';
+import { openFiles } from '../support/frontend/process-probe.ts';
 import {
   fileSystemPeers,
   fileSystemPrograms,
@@ -25,10 +25,7 @@ describeWithPeers([...umlPeers, ...fileSystemPeers], 'User-mode Linux', () => {
   const cleanup = cleanupAfterEach();
 
   /** Eventfds of a daemon: its own, and the kicks of a front end. Calls of this one are sockets. */
-  const eventfds = (pid: number): number => {
-    const directory = `/proc/${pid}/fd`;
-    return readdirSync(directory).filter((fd) => readlinkSync(join(directory, fd)) === 'anon_inode:[eventfd]').length;
-  };
+  const eventfds = (pid: number): number => openFiles(pid).filter((file) => file === 'anon_inode:[eventfd]').length;
 
   it.each([
     { how: 'by messages', extra: ['--in-band'], kicks: 0 },

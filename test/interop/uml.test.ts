@@ -117,7 +117,7 @@ describeWithPeers(peers, 'User-mode Linux', () => {
   });
 
   it('is done with a guest that is off: the daemon runs and holds no descriptor of it', async () => {
-    await expect.poll(() => disk.fdCount(), { timeout: 5_000 }).toBe(idleFds);
+    await expect.poll(() => disk.fdCount(), { timeout: 20_000 }).toBe(idleFds);
     expect(disk.running && readOnly.running && bigBlocks.running).toBe(true);
   });
 });

@@ -40,6 +40,7 @@ describeWithPeers(
         network: true,
         sharedFileSystem: true,
         sockets: true,
+        powerButton: true,
         programs: [...fileSystemPrograms, ...socketPrograms],
         staticPrograms: [vsockPeerProgram(), SLOT_SCRIPT],
       });
@@ -74,6 +75,13 @@ describeWithPeers(
       expect(await readRandomFile(guest, '/dev/vda')).toBe(sum);
       expect((await counters(api))._disk0?.notify_exits).toBe(0);
 
+      // What is pressed before somebody has the file open is not kept.
+      await guest.run(`head -c 24 </dev/input/event0 >/tmp/button &
+        until [ "$(readlink /proc/$!/fd/0)" = /dev/input/event0 ]; do :; done`);
+      await host.run(shellWords([...RINGSIDE, 'ctl', '--api-socket', api, 'power-button']));
+      await guest.waitUntil('[ -s /tmp/button ]');
+      // struct input_event: EV_KEY, KEY_POWER, pressed.
+      expect(await guest.run('tail -c 8 /tmp/button | hexdump -e \'8/1 "%02x"\'')).toBe('0100740001000000');
       await guest.powerOff(60_000);
       expect(await guest.child.waitForExit(1)).toMatchObject({ code: 0 });
       await host.run(`e2fsck -fn ${image}`);

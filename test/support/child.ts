@@ -163,8 +163,9 @@ export class Child {
     const end = performance.now() + deadlineMs;
     const exit = await this.waitForExit(deadlineMs);
     if (this.#closed) return exit;
-    await once(this.#process, 'close', {
-      signal: AbortSignal.timeout(Math.max(1, Math.ceil(end - performance.now()))),
+    const signal = AbortSignal.timeout(Math.max(1, Math.ceil(end - performance.now())));
+    await once(this.#process, 'close', { signal }).catch(() => {
+      throw new Error(`${this.name} ended, and its output did not within ${deadlineMs} ms:\n${this.tail()}`);
     });
     return exit;
   }

@@ -55,13 +55,13 @@ export abstract class DaemonProcess {
   /** Kills the daemon where it stands; the socket file stays behind. */
   async kill9(): Promise<void> {
     this.#child.kill('SIGKILL');
-    await this.#child.waitForExit(5_000);
+    await this.#child.waitForClose(5_000);
   }
 
-  /** Asks the daemon to stop and waits until it has. */
+  /** Asks the daemon to stop and waits until it has; log() is whole then. */
   async sigterm(deadlineMs = 10_000): Promise<ChildExit> {
     this.#child.kill('SIGTERM');
-    return this.#child.waitForExit(deadlineMs);
+    return this.#child.waitForClose(deadlineMs);
   }
 
   /** Starts the daemon anew with the same arguments, after its end. */

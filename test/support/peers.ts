@@ -115,6 +115,10 @@ const PEERS = {
   ethtool: { path: () => findProgram('ethtool'), versionArguments: ['--version'] },
   socat: { path: () => findProgram('socat'), versionArguments: ['-V'] },
   tcpdump: { path: () => findProgram('tcpdump'), versionArguments: ['--version'] },
+  virsh: { path: () => findProgram('virsh'), versionArguments: ['--version'] },
+  'QEMU driver of libvirt': {
+    path: () => findFile('/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so'),
+  },
   virtiofsd: { path: () => findFile(join(unpacked, 'virtiofsd/usr/libexec/virtiofsd')) },
   chromium: { path: () => findProgram('chromium'), versionArguments: ['--version'] },
   'dpdk-testpmd': { path: () => findProgram('dpdk-testpmd') },

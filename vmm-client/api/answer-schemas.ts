@@ -55,6 +55,10 @@ export const ANSWER_SCHEMAS: Readonly<Record<string, Schema>> = {
       bytes_per_second: integer,
       elapsed_ms: integer,
       converges: { type: 'boolean', description: 'False while the guest writes faster than is sent.' },
+      throttle_percent: {
+        type: 'integer',
+        description: 'For how much of the time the vCPUs are held, so that the guest writes less.',
+      },
       downtime_ms: { type: 'integer', description: 'For how long the guest stood still.' },
       error: { type: 'string', description: 'Why nothing came of it.' },
     },

@@ -23,8 +23,6 @@ const RestoredDevice = object(
   },
   ['id'],
 );
-const NOT_LOCAL = 'memory is always sent';
-
 export const REQUEST_SCHEMAS: Readonly<Record<string, Schema>> = {
   ...VM_CONFIG_SCHEMAS,
   VmRemoveDevice: object({ id: ID }, ['id']),
@@ -69,7 +67,11 @@ export const REQUEST_SCHEMAS: Readonly<Record<string, Schema>> = {
         description: 'For how long the guest may stand still, in milliseconds (default 300).',
       }),
       timeout_s: optional('integer', { ...LIMITS.migrationTimeoutS, description: 'Seconds; without it no limit.' }),
-      local: absent(NOT_LOCAL),
+      local: {
+        ...flag(false),
+        description: 'The destination is on this host and gets the memory itself; destination_url is unix:PATH.',
+      },
+      auto_converge: { ...flag(true), description: 'Slow a guest down that writes memory faster than it is sent.' },
       connections: absent('memory goes through one connection', 1),
       timeout_strategy: absent('a migration that takes too long is cancelled', 'Cancel'),
     },

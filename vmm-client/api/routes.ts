@@ -87,6 +87,13 @@ export const ROUTES: readonly Route[] = [
   { name: 'vm.pause', method: 'PUT', operation: 'pause', summary: 'Stops the vCPUs', refusals: [404, 405] },
   { name: 'vm.resume', method: 'PUT', operation: 'resume', summary: 'Lets the vCPUs go on', refusals: [404, 405] },
   { name: 'vm.shutdown', method: 'PUT', operation: 'shutdown', summary: 'Stops the machine', refusals: [404, 405] },
+  {
+    name: 'vm.power-button',
+    method: 'PUT',
+    operation: 'pressPowerButton',
+    summary: 'Asks the guest to shut down',
+    refusals: [404, 405],
+  },
   { name: 'vm.reboot', method: 'PUT', operation: 'reboot', summary: 'Starts the machine anew', refusals: [404, 405] },
   { name: 'vm.delete', method: 'PUT', operation: 'delete', summary: 'Forgets the configuration', refusals: [] },
   addition('vm.add-disk', 'addDisk', 'a disk', 'DiskConfig'),

@@ -104,6 +104,10 @@ export interface SendMigrationData {
   readonly downtime_ms?: number;
   /** The migration is given up after it. */
   readonly timeout_s?: number;
+  /** The destination, on this host, gets the memory itself. */
+  readonly local?: boolean;
+  /** A guest that writes faster than is sent is slowed down (default). */
+  readonly auto_converge?: boolean;
 }
 
 export interface ReceiveMigrationData {
@@ -129,6 +133,8 @@ export interface VmProgress {
   readonly elapsed_ms: number;
   /** False while the guest writes faster than is sent. */
   readonly converges?: boolean;
+  /** For how much of the time the vCPUs are held therefore. */
+  readonly throttle_percent?: number;
   /** For how long the guest stood still, known at the end. */
   readonly downtime_ms?: number;
   /** Why nothing came of it. */
@@ -154,6 +160,8 @@ export interface VmmControl {
   pause(): Promise<void>;
   resume(): Promise<void>;
   shutdown(): Promise<void>;
+  /** Asks the guest to shut down; kept when it has been asked. */
+  pressPowerButton(): Promise<void>;
   reboot(): Promise<void>;
   // What adds a device is kept with nothing where the machine is only created: the device is in its configuration then.
   addDisk(disk: DiskConfig): Promise<AddedDevice | undefined>;

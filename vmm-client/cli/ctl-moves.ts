@@ -43,6 +43,13 @@ interface RestoredOptions {
   readonly device?: readonly RestoredDevice[];
 }
 
+interface SendOptions {
+  /** Milliseconds. */
+  readonly downtime: number;
+  readonly local?: true;
+  readonly autoConverge: boolean;
+}
+
 const deviceOption = () =>
   listOption(
     '--device <fields>',
@@ -102,17 +109,25 @@ export function createMoveCommands(senders: Senders): Command[] {
           `${DEFAULTS.downtimeMs}ms`,
         ),
       )
+      .option('--no-auto-converge', 'leave a guest alone that writes memory faster than it is sent')
+      .option('--local', 'hand the memory over instead of sending it, to a VMM on this host by unix:<path>')
       .addHelpText(
         'after',
         `\n--timeout (without a limit by default) gives the migration up after that time.\n${EXAMPLES(
           'vm.sock send-migration unix:/run/migration.sock',
           'vm.sock --timeout 10m send-migration tcp:192.0.2.7:4444 --downtime 100ms',
+          'vm.sock send-migration unix:/run/migration.sock --local',
         )}`,
       )
-      .action((destination_url: string, { downtime }: { readonly downtime: number }) => {
+      .action((destination_url: string, { downtime, local, autoConverge }: SendOptions) => {
         const limit = timeoutMs();
-        const timeout = limit === undefined ? {} : { timeout_s: Math.max(1, Math.ceil(limit / 1000)) };
-        const body = { destination_url, downtime_ms: Math.round(downtime), ...timeout };
+        const body = {
+          destination_url,
+          downtime_ms: Math.round(downtime),
+          ...(limit === undefined ? {} : { timeout_s: Math.max(1, Math.ceil(limit / 1000)) }),
+          ...(local === true ? { local } : {}),
+          ...(autoConverge ? {} : { auto_converge: false }),
+        };
         // The VMM gives up, and says so: we wait for that.
         return sendAtLength({ operation: 'send-migration', body, cancels: true, isTimedByVmm: true });
       }),

@@ -25,10 +25,11 @@ type Output = Pick<CliContext, 'stderr'>;
 
 /** One line: a bar, or a word and the time while there is nothing to count. */
 export function renderOperation(progress: VmProgress, columns: number): string {
-  const { operation, phase, round, bytes_done, bytes_total, elapsed_ms, converges } = progress;
+  const { operation, phase, round, bytes_done, bytes_total, elapsed_ms, converges, throttle_percent } = progress;
   const where = round > 1 ? `${operation}: ${phase}, round ${round}` : `${operation}: ${phase}`;
   if (bytes_total === 0) return `${where}, ${Math.floor(elapsed_ms / 1000)} s`.slice(0, Math.max(0, columns - 1));
-  const label = converges === false ? `${where}, the guest writes faster` : where;
+  const slow = throttle_percent === undefined ? '' : `, the guest is held for ${throttle_percent} % of the time`;
+  const label = converges === false && slow === '' ? `${where}, the guest writes faster` : `${where}${slow}`;
   return renderProgress(label, bytes_done, bytes_total, elapsed_ms, columns);
 }
 
@@ -36,7 +37,10 @@ export function renderOperation(progress: VmProgress, columns: number): string {
 export function summarize({ operation, bytes_done, elapsed_ms, downtime_ms }: VmProgress): string {
   const rate = elapsed_ms > 0 ? ` (${formatSize((bytes_done / elapsed_ms) * 1000)}/s)` : '';
   const downtime = downtime_ms === undefined ? '' : `, the guest stood still for ${downtime_ms} ms`;
-  return `${operation}: ${formatSize(bytes_done)} in ${(elapsed_ms / 1000).toFixed(2)} s${rate}${downtime}`;
+  const time = `${(elapsed_ms / 1000).toFixed(2)} s`;
+  // Memory that is handed over.
+  if (bytes_done === 0) return `${operation}: completed in ${time}${downtime}`;
+  return `${operation}: ${formatSize(bytes_done)} in ${time}${rate}${downtime}`;
 }
 
 /** Shows how far the VMM is until `ended` is aborted. */

@@ -11,13 +11,24 @@ import {
   VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
 } from '../../protocol/vhost-user/features.ts';
 import { FRONTEND } from '../../protocol/vhost-user/messages.ts';
+import {
+  featureMask,
+  VHOST_F_LOG_ALL,
+  VHOST_USER_F_PROTOCOL_FEATURES,
+} from '../../protocol/virtio/reserved-features.ts';
 import { CONFIG_FLAG_MIGRATION, readConfig, writeConfig } from './config-access.ts';
 import type { FrontendConnection } from './connection.ts';
 import type { DeviceSetup, PositionedRing } from './device-setup.ts';
 import { loadDeviceState, saveDeviceState } from './device-state.ts';
-import type { InflightRegion, SharedRegion } from './hand-over.ts';
+import { type InflightRegion, requestInflight, type SharedRegion, sendInflight } from './hand-over.ts';
 import type { Link } from './link.ts';
-import { captureInflight, type DeviceSnapshot, recreateInflight } from './snapshot.ts';
+import {
+  captureInflight,
+  type DeviceSnapshot,
+  fillInflight,
+  type InflightSnapshot,
+  recreateInflight,
+} from './snapshot.ts';
 import { stopVring, type Vring } from './vring.ts';
 
 export interface SuspendOptions {
@@ -28,6 +39,8 @@ export interface SuspendOptions {
 }
 
 const STATE_TIMEOUT_MS = 10_000;
+const LOG_ALL = featureMask(VHOST_F_LOG_ALL);
+const PROTOCOL_FEATURES = featureMask(VHOST_USER_F_PROTOCOL_FEATURES);
 
 /** What a front end lends to its migration. */
 export interface MigrationHost {
@@ -84,6 +97,21 @@ export class Migration {
       if (link.state === 'connected') link.hangUp(error as Error);
       throw error;
     }
+  }
+
+  /**
+   * Tells a back end of which nothing is in use that its device goes elsewhere, as it hears of rings that stop while a dirty
+   * log is on: one that keeps others away from a disk does so no more. It can be used again all the same.
+   */
+  async leave(): Promise<void> {
+    const { setup } = this.#host;
+    if (setup.features !== undefined) return;
+    await this.#host.link().command(async (connection) => {
+      await connection.command(FRONTEND.SET_FEATURES, PROTOCOL_FEATURES | LOG_ALL);
+      // Not GET_VRING_BASE: there are back ends (DPDK's) that have nothing to say it of before a ring was described.
+      await setup.reset(connection);
+      await connection.command(FRONTEND.SET_FEATURES, PROTOCOL_FEATURES);
+    });
   }
 
   /**
@@ -193,9 +221,10 @@ export class Migration {
       throw new PeerError(`the back end cannot take ${deviceState.length} bytes of device state`);
     }
     const isTracked = inflight !== undefined && connection.has(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD);
-    const region = isTracked ? recreateInflight(inflight) : undefined;
+    await this.#host.setup.send(connection, undefined);
+    const region = isTracked ? await refillInflight(connection, inflight) : undefined;
     try {
-      await this.#host.setup.send(connection, region);
+      if (region !== undefined) await sendInflight(connection, region);
       if (config.length > 0 && connection.has(VHOST_USER_PROTOCOL_F_CONFIG)) {
         await writeConfig(connection, 0, config, CONFIG_FLAG_MIGRATION);
       }
@@ -216,6 +245,26 @@ export class Migration {
   forget(): void {
     this.#suspended = [];
   }
+}
+
+/**
+ * A region with what was in flight at another back end: of this one's making, because it may keep more in the file of it,
+ * or like the other's where their sizes differ. The caller owns its descriptor.
+ */
+async function refillInflight(connection: FrontendConnection, snapshot: InflightSnapshot): Promise<InflightRegion> {
+  const { numQueues, queueSize, bytes } = snapshot;
+  const made = await requestInflight(connection, numQueues, queueSize);
+  if (made.area.mmapSize === bytes.length) {
+    try {
+      fillInflight(made, bytes);
+      return made;
+    } catch (error) {
+      made.fd.close();
+      throw error;
+    }
+  }
+  made.fd.close();
+  return recreateInflight(snapshot);
 }
 
 /** Where rings stand after those that were started have been stopped: they may have moved on. */

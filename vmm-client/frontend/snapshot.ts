@@ -52,6 +52,14 @@ export function captureInflight({ area, fd }: InflightRegion): InflightSnapshot 
 /** Makes an in-flight region of the same content, for another back end. The caller owns its descriptor. @throws SysError */
 export function recreateInflight({ numQueues, queueSize, bytes }: InflightSnapshot): InflightRegion {
   const fd = createSealedMemfd('ringside-inflight', bytes.length);
-  for (let done = 0; done < bytes.length; ) done += writeSync(fd.fd, bytes, done, bytes.length - done, done);
-  return { area: { mmapSize: bytes.length, mmapOffset: 0, numQueues, queueSize }, fd };
+  const region = { area: { mmapSize: bytes.length, mmapOffset: 0, numQueues, queueSize }, fd };
+  fillInflight(region, bytes);
+  return region;
+}
+
+/** Writes the content of a region of that size. @throws Error - its file cannot be written */
+export function fillInflight({ area, fd }: InflightRegion, bytes: Uint8Array): void {
+  for (let done = 0; done < bytes.length; ) {
+    done += writeSync(fd.fd, bytes, done, bytes.length - done, area.mmapOffset + done);
+  }
 }

@@ -118,8 +118,8 @@ function judge(state: string, devices: readonly DeviceReport[], vcpus: readonly 
 const ACTIONS_IN: ReadonlyMap<string, readonly Action[]> = new Map<string, readonly Action[]>([
   ['Created', ['boot']],
   ['Shutdown', ['boot']],
-  ['Running', ['pause', 'reboot', 'shutdown']],
-  ['Paused', ['resume', 'reboot', 'shutdown']],
+  ['Running', ['pause', 'power-button', 'reboot', 'shutdown']],
+  ['Paused', ['resume', 'power-button', 'reboot', 'shutdown']],
 ]);
 
 export interface MachineName {

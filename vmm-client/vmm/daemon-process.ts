@@ -1,8 +1,8 @@
 /** One process of a supervised daemon: its start, what it says, its end. */
 
 import { type ChildProcess, spawn } from 'node:child_process';
-import { createInterface } from 'node:readline';
 import type { Readable } from 'node:stream';
+import { onLines } from './bounded-lines.ts';
 import type { Log } from './log.ts';
 
 /** Lines that are kept of what a process says outside of its log, and characters of each. */
@@ -92,15 +92,15 @@ export class DaemonProcess {
   }
 
   #readLines(stream: Readable | null, take: (line: string) => void): void {
-    if (stream !== null && stream !== undefined) createInterface({ input: stream }).on('line', take);
+    if (stream !== null && stream !== undefined) onLines(stream, take);
   }
 
   /** Lines of its log become lines of ours. What it says without its log is why it does not start, or a crash. */
   #onLine(line: string): void {
     const entry = parseEntry(line);
     if (entry === undefined) {
-      if (this.#isServing) this.#log.error(`${this.#name}: ${line.slice(0, MAX_LINE)}`);
-      else if (this.#lines.length < MAX_KEPT_LINES && line.trim() !== '') this.#lines.push(line.slice(0, MAX_LINE));
+      if (this.#isServing) this.#log.error(`${this.#name}: ${shortened(line)}`);
+      else if (this.#lines.length < MAX_KEPT_LINES && line.trim() !== '') this.#lines.push(shortened(line));
       return;
     }
     const message = `${this.#name}: ${entry.msg}`;
@@ -116,6 +116,10 @@ export class DaemonProcess {
     const said = sentence?.replace(/^vhost-user-[a-z]+: /, '') ?? thrown ?? this.#lines.at(-1);
     return said === undefined ? `it ${this.#how}` : said;
   }
+}
+
+function shortened(line: string): string {
+  return line.length <= MAX_LINE ? line : `${line.slice(0, MAX_LINE)} ...`;
 }
 
 function parseEntry(line: string): { readonly level: number; readonly msg: string } | undefined {

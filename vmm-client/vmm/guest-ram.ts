@@ -7,7 +7,14 @@ import { statSync } from 'node:fs';
 import { GuestMemory } from '../../protocol/memory/guest-memory.ts';
 import { SysError } from '../../protocol/sys/errors.ts';
 import { reserveHugePages } from '../../protocol/sys/mapping.ts';
-import { createSealedMemfd, type OwnedFd, openFile, setFileSize, statFd } from '../../protocol/sys/owned-fd.ts';
+import {
+  createSealedMemfd,
+  isSizeSealed,
+  type OwnedFd,
+  openFile,
+  setFileSize,
+  statFd,
+} from '../../protocol/sys/owned-fd.ts';
 import { fillHoles, nextFileData, punchHole } from '../../protocol/sys/sparse-file.ts';
 import { O_RDWR } from '../../protocol/sys/storage.ts';
 import type { MemoryRegion } from '../../protocol/vhost-user/payloads.ts';
@@ -60,11 +67,17 @@ export class GuestRam {
 
   /**
    * Allocates RAM, whole pages, that ends below `addressLimit` (bytes that a guest physical address can reach here), and
-   * the `pieces` that a machine had elsewhere.
+   * the `pieces` that a machine had elsewhere. Where `given` has a memfd for a range (by guest address) RAM is that one, with
+   * what is in it; the caller closes them when it throws.
    * @throws VmConfigError - the host's processors do not reach that far, or there are no such huge pages
    * @throws SysError - the host has not got it
    */
-  static allocate(config: MemoryConfig, addressLimit: number, pieces: readonly RamRange[] = []): GuestRam {
+  static allocate(
+    config: MemoryConfig,
+    addressLimit: number,
+    pieces: readonly RamRange[] = [],
+    given: ReadonlyMap<number | undefined, OwnedFd> = new Map(),
+  ): GuestRam {
     const ram = new GuestRam(config);
     const last = ram.ranges.at(-1);
     if (last !== undefined && last.start + last.length > addressLimit) {
@@ -77,11 +90,11 @@ export class GuestRam {
       if (config.file !== undefined) emptyFile(config.file);
       let fileOffset = 0;
       for (const range of ram.ranges) {
-        ram.#add(range, fileOffset, true);
+        ram.#add(range, fileOffset, given.get(range.start) ?? 'whole');
         fileOffset += range.length;
       }
       // What has been plugged there is to be filled, so that no page may be missing.
-      for (const piece of pieces) ram.#add(piece, piece.start, true);
+      for (const piece of pieces) ram.#add(piece, piece.start, given.get(piece.start) ?? 'whole');
       return ram;
     } catch (error) {
       ram.close();
@@ -107,7 +120,7 @@ export class GuestRam {
   addRegion(start: number, length: number): RamRegion {
     if (this.#closed) throw new VmError('RAM is gone: the machine has ended');
     // In a named file no other region is there: guest addresses of RAM are not below its offsets in the file.
-    return this.#add({ start, length }, start, false);
+    return this.#add({ start, length }, start, 'sparse');
   }
 
   /** Nobody gets a piece (the same object) from now on. Who has it uses it still. */
@@ -128,8 +141,11 @@ export class GuestRam {
     removed.memfd.close();
   }
 
-  #add({ start, length }: RamRange, fileOffset: number, whole: boolean): RamRegion {
-    const memfd = openMemory(this.#config, length, fileOffset + length, whole);
+  #add({ start, length }: RamRange, fileOffset: number, from: 'whole' | 'sparse' | OwnedFd): RamRegion {
+    const memfd =
+      typeof from === 'string'
+        ? openMemory(this.#config, length, fileOffset + length, from === 'whole')
+        : checkGiven(from, length);
     const mmapOffset = this.#config.file === undefined ? 0 : fileOffset;
     // No back end looks at the user addresses of our own mapping; it gets those of this process below.
     const described = { guestAddress: start, size: length, userAddress: start, mmapOffset };
@@ -234,6 +250,13 @@ export class GuestRam {
     this.memory.clear();
     for (const { memfd } of regions) memfd.close();
   }
+}
+
+/** @throws VmError - it is no memory of so many bytes, or somebody could truncate it under the mapping */
+function checkGiven(memfd: OwnedFd, length: number): OwnedFd {
+  const { size } = statFd(memfd.fd);
+  if (size === length && isSizeSealed(memfd.fd)) return memfd;
+  throw new VmError(`${length} bytes of RAM come as a file of ${size} bytes, or as one whose size is not sealed`);
 }
 
 /**

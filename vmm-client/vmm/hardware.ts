@@ -4,6 +4,7 @@
  * of it: a reset replaces them.
  */
 
+import type { OwnedFd } from '../../protocol/sys/owned-fd.ts';
 import type { Bus } from './bus.ts';
 import { type CheckedConfig, wantsIommu } from './check-config.ts';
 import type { VirtioIommu } from './devices/iommu/iommu.ts';
@@ -27,6 +28,8 @@ export interface MachineOrigin {
   readonly layout: MachineLayout;
   /** It still is elsewhere, with its devices: what only one process can have is taken when it goes on here. */
   readonly incoming: boolean;
+  /** Its RAM itself, one for each range of the layout: the machine's from now on. None where it is to be filled. */
+  readonly memory?: readonly OwnedFd[];
 }
 
 export interface HardwareOptions extends MachineEnvironment, Pick<PcOptions, 'onReset' | 'onShutdown'> {
@@ -58,7 +61,7 @@ export async function buildHardware(
   options: HardwareOptions,
 ): Promise<Hardware> {
   const { addressLimit, log } = options;
-  const ram = GuestRam.allocate(config.memory, addressLimit, await piecesOf(config, origin, addressLimit));
+  const ram = await openRam(config, origin, addressLimit);
   let pc: PcDevices | undefined;
   let slots: VirtioSlots | undefined;
   try {
@@ -110,6 +113,21 @@ async function planLocal(
     planned.push(plan.planned);
   }
   return { iommu, mem, planned };
+}
+
+/** @throws VmConfigError, SysError, VmError - it cannot be had; what was handed over is closed */
+async function openRam(
+  config: CheckedConfig,
+  origin: MachineOrigin | undefined,
+  addressLimit: number,
+): Promise<GuestRam> {
+  const given = new Map(origin?.memory?.map((fd, n) => [origin.layout.ranges[n]?.guestAddress, fd]));
+  try {
+    return GuestRam.allocate(config.memory, addressLimit, await piecesOf(config, origin, addressLimit), given);
+  } catch (error) {
+    for (const fd of origin?.memory ?? []) fd.close();
+    throw error;
+  }
 }
 
 /** Where memory was that had been plugged into a machine. @throws VmError - there can be none here */

@@ -6,6 +6,7 @@
 
 import { KVM_CAP_READONLY_MEM, Kvm } from '../../protocol/sys/kvm.ts';
 import { noteGuestPaused } from '../../protocol/sys/kvm-vcpu.ts';
+import type { OwnedFd } from '../../protocol/sys/owned-fd.ts';
 import { startKernel } from './boot/start-kernel.ts';
 import { Bus } from './bus.ts';
 import type { CheckedConfig } from './check-config.ts';
@@ -72,7 +73,7 @@ export class Machine {
     const machine = new Machine(config, environment, onEnd);
     try {
       await machine.#build(undefined);
-      machine.#start();
+      machine.#start(false);
       return machine;
     } catch (error) {
       await machine.close();
@@ -81,8 +82,8 @@ export class Machine {
   }
 
   /**
-   * Builds a machine as it was laid out elsewhere, or at another time. Its RAM is zero and its vCPUs are held: `memory` is
-   * to be filled, then `restore` called, then `resume`. `onEnd` is as for `boot`.
+   * Builds a machine as it was laid out elsewhere, or at another time. Its RAM is zero, or the one that it is given, and
+   * its vCPUs are held: `memory` is to be filled, then `restoreProcessors` and `restoreDevices` called, then `resume`. `onEnd` is as for `boot`.
    * @throws VmConfigError, SysError, VmError - as `boot`
    */
   static async open(
@@ -128,8 +129,11 @@ export class Machine {
     return this.#ending;
   }
 
-  /** Starts the kernel again, with devices as new. When it throws, what `boot` throws, the machine is to be closed. */
-  async reset(): Promise<void> {
+  /**
+   * Starts the kernel again, with devices as new; the guest runs at once or, `paused`, after `resume`. When it throws, what
+   * `boot` throws, the machine is to be closed.
+   */
+  async reset(paused = false): Promise<void> {
     const { processors, slots, pc, pieces, mem } = this.#parts;
     await processors.stop();
     pieces.disconnect();
@@ -140,13 +144,18 @@ export class Machine {
     this.#mayBeElsewhere = false;
     await this.#standstill.reset();
     this.#resets += 1;
-    this.#start();
+    this.#start(paused);
   }
 
   /** Resolves when no vCPU is in the guest. Back ends finish what they have. */
   async pause(): Promise<void> {
     this.#isPaused = true;
     await this.#processors?.hold();
+  }
+
+  /** Has a guest that runs do so for less of the time: held for `percent` of it, or with 0 as before. */
+  async throttle(percent: number): Promise<void> {
+    if (!this.#isPaused) await this.#processors?.throttle(percent);
   }
 
   /** Lets the guest run after `pause` or `restore`, with its devices where those stand still. Idempotent. */
@@ -163,6 +172,11 @@ export class Machine {
   /** All of RAM, for who saves or fills it. */
   get memory(): RamAccess {
     return new RamAccess(this.#parts.ram);
+  }
+
+  /** Duplicates of the descriptors of RAM, which are the caller's, in the order of `layout`. */
+  duplicateMemory(): OwnedFd[] {
+    return this.#parts.ram.regions.map(({ memfd }) => memfd.duplicate());
   }
 
   /** What a boot of the configuration would not lay out again. */
@@ -198,15 +212,20 @@ export class Machine {
     this.#processors?.run();
   }
 
-  /** Puts a machine that was only opened where another stood still. @throws VmError - it cannot; it is to be closed */
-  async restore(state: unknown): Promise<void> {
-    await this.#standstill.restore(state);
+  /** Puts the processors of a machine that was only opened where others stood still. @throws VmError - it is to be closed */
+  restoreProcessors(state: unknown): Promise<void> {
+    return this.#standstill.restoreProcessors(state);
+  }
+
+  /** Lets its devices go on, from here on with the memory. After the processors. @throws VmError - it is to be closed */
+  async restoreDevices(state: unknown): Promise<void> {
+    await this.#standstill.restoreDevices(state);
     this.#isUnannounced = true;
   }
 
-  /** From now on what the guest and its devices write is noted. @throws VmError - a device cannot do that */
-  startDirtyLog(): Promise<void> {
-    return this.#standstill.startDirtyLog();
+  /** From now on what the devices write is noted, and what the guest writes if wanted. @throws VmError - a device cannot */
+  startDirtyLog(ofGuest: boolean): Promise<void> {
+    return this.#standstill.startDirtyLog(ofGuest);
   }
 
   /** What was written since `startDirtyLog` or the last call. */
@@ -235,6 +254,11 @@ export class Machine {
   /** Asks the guest to let go of a device. @throws VmNotFoundError, VmConfigError - see `VirtioSlots.requestRemoval` */
   async removeDevice(id: string): Promise<void> {
     this.#parts.slots.requestRemoval(id);
+  }
+
+  /** Asks the guest to shut down. It does, or does not. */
+  pressPowerButton(): void {
+    this.#parts.slots.pressPowerButton();
   }
 
   /** What is in the slots, in their order. One that the guest has ejected is not. */
@@ -333,10 +357,12 @@ export class Machine {
     slots.connect(vm, this.#kvm.extension(KVM_CAP_READONLY_MEM) > 0);
   }
 
-  /** Gives new processors memory, devices and a kernel, and lets them run. */
-  #start(): void {
+  /** Gives new processors memory, devices and a kernel, and lets them run where the guest is not paused. */
+  #start(paused: boolean): void {
+    const { processors } = this.#parts;
     this.#connect();
-    this.#isPaused = false;
-    startKernel(this.#kvm, this.#cpuid, this.#config, this.#parts.processors, this.#parts);
+    this.#isPaused = paused;
+    startKernel(this.#kvm, this.#cpuid, this.#config, processors, this.#parts);
+    if (!paused) processors.run();
   }
 }

@@ -7,6 +7,7 @@ import type { Kvm, KvmVm } from '../../protocol/sys/kvm.ts';
 import { exitName, setCpuid } from '../../protocol/sys/kvm-vcpu.ts';
 import { IDENTITY_MAP_ADDRESS, TSS_ADDRESS } from './layout.ts';
 import type { ProcessorsState } from './state/processors-state.ts';
+import { Throttle } from './throttle.ts';
 import { type Buses, Vcpu, type VcpuEnd } from './vcpu.ts';
 import { EXIT_REASONS } from './vcpu-channel.ts';
 
@@ -16,6 +17,7 @@ export class Processors {
   readonly #kvm: Kvm;
   /** What each vCPU was given. */
   #cpuids: readonly Uint8Array[] = [];
+  readonly #throttle = new Throttle(this);
   #stopped: Promise<void> | undefined;
 
   /**
@@ -54,12 +56,23 @@ export class Processors {
     await Promise.all(this.vcpus.map((vcpu) => vcpu.hold()));
   }
 
+  /** Lets vCPUs that run do so for less of the time: held for `percent` of it, up to 99; 0 is the end of that. */
+  async throttle(percent: number): Promise<void> {
+    if (percent > 0) {
+      this.#throttle.set(percent);
+      return;
+    }
+    await this.#throttle.end();
+    this.run();
+  }
+
   /**
    * Holds all vCPUs until each has finished its last instruction, which a device may take its time for and which may write
    * guest memory. They stay held until `run`.
    * @throws VmError - one has ended
    */
   async quiesce(): Promise<void> {
+    await this.#throttle.end();
     await Promise.all(this.vcpus.map((vcpu) => vcpu.quiesce()));
   }
 

@@ -8,6 +8,11 @@ export type PeerAddress =
   | { readonly kind: 'unix'; readonly path: string }
   | { readonly kind: 'tcp'; readonly host: string; readonly port: number };
 
+/** For a sentence. */
+export function nameOfPeer(address: PeerAddress): string {
+  return address.kind === 'unix' ? address.path : `${address.host} port ${address.port}`;
+}
+
 /** Of sun_path, without the zero byte at its end (unix(7)). */
 const MAX_SOCKET_PATH_BYTES = 107;
 const MAX_PORT = 65535;

@@ -160,6 +160,11 @@ export class VirtioSlots {
     this.#hotplug.requestRemoval(slot.index);
   }
 
+  /** Asks the guest to shut down, by the button whose event comes with those of the slots. */
+  pressPowerButton(): void {
+    this.#hotplug.pressPowerButton();
+  }
+
   /** All devices, in the order of their slots. */
   devices(): readonly MachineDevice[] {
     return this.#filled.map(({ id, planned, index, address, gsi, isRemovalRequested }) => {
@@ -197,7 +202,9 @@ export class VirtioSlots {
    */
   async suspend(): Promise<SlotsState> {
     const { suspendSlots } = await import('./slots/moving.ts');
-    return { slots: await suspendSlots(this.#filled, this.#hotplug), endpoints: this.#endpoints };
+    const slots = await suspendSlots(this.#filled, this.#hotplug);
+    const { isPowerButtonPressed } = this.#hotplug;
+    return { slots, endpoints: this.#endpoints, isPowerButtonPressed };
   }
 
   /** Goes on after `suspend`. */
@@ -212,7 +219,7 @@ export class VirtioSlots {
    */
   async restore(value: unknown): Promise<void> {
     const { parseSlotsState } = await import('./slots/slots-state.ts');
-    const { slots, endpoints } = parseSlotsState(value);
+    const { slots, endpoints, isPowerButtonPressed } = parseSlotsState(value);
     for (const slot of this.#filled) {
       if (!slots.some((state) => state.slot === slot.index)) void this.#takeOut(slot);
     }
@@ -220,6 +227,7 @@ export class VirtioSlots {
     const { restoreSlots } = await import('./slots/moving.ts');
     await restoreSlots(this.#filled, slots, this.#hotplug);
     this.#endpoints = endpoints;
+    if (isPowerButtonPressed) this.#hotplug.pressPowerButton();
   }
 
   /** Tells networks that their stations are here now, after `restore`. Never throws. */

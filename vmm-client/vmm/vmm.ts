@@ -8,7 +8,8 @@
  *         +-------------------+    shutdown     | the guest ends
  *                             Shutdown <--------+        (boot starts it again)
  *
- * A reset, by the guest or by `reboot`, keeps the machine and its devices and starts the kernel again. `restore` and
+ * A reset, by the guest or by `reboot`, keeps the machine and its devices and starts the kernel again. A guest that was
+ * paused in the middle of its reset is paused afterwards, one that was rebooted runs. `restore` and
  * `receiveMigration` lead from nothing to Paused or Running, a migration that succeeds from there to nothing. While one of
  * these long operations is under way, nothing else changes the machine: what would is refused, and what ends it ends the
  * operation first.
@@ -202,13 +203,20 @@ export class Vmm implements VmmControl {
     });
   }
 
-  sendMigration({ destination_url, downtime_ms, timeout_s }: SendMigrationData): Promise<void> {
+  sendMigration(request: SendMigrationData): Promise<void> {
+    const { destination_url, downtime_ms, timeout_s, local = false, auto_converge: autoConverge = true } = request;
     const check = async () => {
       const { parsePeerUrl } = await import('./urls.ts');
+      const to = parsePeerUrl('destination_url', destination_url);
+      if (local && to.kind !== 'unix') {
+        throw new VmConfigError(
+          `local: memory is handed over by unix:PATH alone, and destination_url is ${destination_url}`,
+        );
+      }
       return {
         machine: this.#vm.needRunning('migrate'),
         config: this.#vm.needCreated('migrate'),
-        to: parsePeerUrl('destination_url', destination_url),
+        to,
       };
     };
     return this.#operations.atLength('send-migration', check, async ({ machine, config, to }, operation) => {
@@ -216,7 +224,8 @@ export class Vmm implements VmmControl {
       const { UndecidedError } = await import('./migration/undecided.ts');
       const downtimeMs = downtime_ms ?? DEFAULTS.downtimeMs;
       const timeoutMs = timeout_s === undefined ? undefined : timeout_s * 1000;
-      const options = { downtimeMs, timeoutMs, paused: this.#vm.state === 'Paused' };
+      const paused = this.#vm.state === 'Paused';
+      const options = { downtimeMs, timeoutMs, autoConverge, isMemoryShared: local, paused };
       try {
         await sendMachine(machine, config, to, options, operation);
       } catch (error) {
@@ -261,10 +270,16 @@ export class Vmm implements VmmControl {
     return this.#operations.afterAll('the VM is shut down', shutdown);
   }
 
+  pressPowerButton(): Promise<void> {
+    return this.#operations.change('be asked to shut down', () => {
+      this.#vm.needRunning('be asked to shut down').pressPowerButton();
+    });
+  }
+
   reboot(): Promise<void> {
     return this.#operations.change('be rebooted', async () => {
       const machine = this.#vm.needRunning('be rebooted');
-      await this.#reset(machine);
+      await this.#reset(machine, 'Running');
     });
   }
 
@@ -316,10 +331,10 @@ export class Vmm implements VmmControl {
     return [adjust, this.#options, () => this.#onGuestEnd()] as const;
   }
 
-  async #reset(machine: Machine): Promise<void> {
+  async #reset(machine: Machine, state: 'Running' | 'Paused'): Promise<void> {
     try {
-      await machine.reset();
-      this.#vm.state = 'Running';
+      await machine.reset(state === 'Paused');
+      this.#vm.state = state;
     } catch (error) {
       await this.#vm.closeMachine('Shutdown');
       throw error;
@@ -339,7 +354,8 @@ export class Vmm implements VmmControl {
         if (machine === undefined || end === undefined) return;
         if (end === 'reset') {
           log.info('the guest resets the machine');
-          await this.#reset(machine);
+          // It may have been paused meanwhile: then it is its first instruction that waits.
+          await this.#reset(machine, this.#vm.state === 'Paused' ? 'Paused' : 'Running');
           return;
         }
         if (end === 'shutdown') log.info('the guest has shut down');

@@ -25,12 +25,18 @@ export interface Moved {
   wireMegabytes: number;
 }
 
+/** Where a guest is to go, and whether its memory is handed over instead of sent. */
+export interface Place {
+  url: string;
+  isLocal: boolean;
+}
+
 /** Two monitors, a guest in the first, and the second ready to take it. */
 export interface Pair {
   source: GuestSigns;
   destination: GuestSigns;
   /** @throws COMMAND_FAILED - it failed otherwise than by being given up */
-  move(url: string, downtimeMs: number, giveUpMs: number): Promise<Moved>;
+  move(to: Place, downtimeMs: number, giveUpMs: number): Promise<Moved>;
 }
 
 export const MEGA = 1e6;

@@ -9,7 +9,7 @@ import { hasEnded, stopChild } from '../daemons.ts';
 import { awaitApi } from '../vm/api.ts';
 import { OUR_MONITOR } from '../vm/monitors.ts';
 import { GuestSigns, orders } from './guest.ts';
-import { type GuestOptions, MEGA, type Moved, type Pair } from './moves.ts';
+import { type GuestOptions, MEGA, type Moved, type Pair, type Place } from './moves.ts';
 
 const ANSWER_TIMEOUT_MS = 120_000;
 const WAITING_TIMEOUT_MS = 10_000;
@@ -123,14 +123,15 @@ export class OurMonitor {
 
 async function move(
   [source, destination]: readonly [OurMonitor, OurMonitor],
-  url: string,
+  { url, isLocal }: Place,
   downtimeMs: number,
   giveUpMs: number,
 ): Promise<Moved> {
   const { done } = await destination.receive(url);
   const written = writtenBytes(source.pid);
   const timeout_s = Math.max(1, Math.ceil(giveUpMs / 1000));
-  const sent = await source.put('vm.send-migration', { destination_url: url, downtime_ms: downtimeMs, timeout_s });
+  const order = { destination_url: url, downtime_ms: downtimeMs, timeout_s, local: isLocal };
+  const sent = await source.put('vm.send-migration', order);
   const wireMegabytes = (writtenBytes(source.pid) - written) / MEGA;
   const isMoved = await done;
   const progress = await source.progress();
@@ -158,7 +159,7 @@ export async function withOurPair<T>(
     const pair: Pair = {
       source: source.signs,
       destination: destination.signs,
-      move: (url, downtimeMs, giveUpMs) => move(monitors, url, downtimeMs, giveUpMs),
+      move: (to, downtimeMs, giveUpMs) => move(monitors, to, downtimeMs, giveUpMs),
     };
     return await use(pair, monitors);
   } finally {

@@ -209,7 +209,11 @@ export async function withQemuPair<T>(
     const destination = await Qemu.start(children, options, ['-incoming', url]);
     monitors.push(destination);
     const { signs } = destination;
-    return await use({ source: source.signs, destination: signs, move: (...args) => source.migrate(...args) });
+    return await use({
+      source: source.signs,
+      destination: signs,
+      move: ({ url: to }, ...limits) => source.migrate(to, ...limits),
+    });
   } finally {
     await Promise.all(monitors.map((monitor) => monitor.stop()));
   }

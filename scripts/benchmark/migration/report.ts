@@ -12,6 +12,7 @@ export const COLOURS: Colours = {
   ...({
     'ringside, unix': '#1f6feb',
     'ringside, tcp': '#8bb8f8',
+    'ringside, local': '#c5dbfb',
     'qemu, unix': '#e07b39',
   } satisfies Record<Mover, string>),
   ringside: '#1f6feb',
@@ -165,6 +166,7 @@ everybody runs once, one after the other. A ratio is the median of those of each
 8 % of a core is repeated, at most twice (not at all where there is one round), and the quietest counts; the most disturbed one in this report
 had ${disturbance(results)} %. The guest, the source and the destination share the cores of this machine: on two machines they do not.
 
+* **ringside, local** is \`local\` of vm.send-migration: the destination gets the memory itself, and nothing of it is sent.
 * **total**: as the source counts, from the request to the end: our \`elapsed_ms\`, QEMU's \`total-time\`. In ours the destination builds its
   machine in this time (its threads, its memory, its devices); QEMU's destination is built when it is started, before.
 * **memory**: guest memory a second while it is sent: our \`bytes_per_second\`, of the last round of a MiB or more, and QEMU's \`mbps\`, of the

@@ -10,7 +10,7 @@ import { watchForeignCpu } from '../foreign.ts';
 import type { Run } from '../results.ts';
 import { longestSilence, rateOf, type Work } from './guest.ts';
 import { listenBetween } from './late-answers.ts';
-import { type GuestOptions, MEGA, type Moved, type Pair } from './moves.ts';
+import { type GuestOptions, MEGA, type Moved, type Pair, type Place } from './moves.ts';
 import { OurMonitor, withOurPair } from './ours.ts';
 import { Qemu, withQemuPair } from './qemu.ts';
 import {
@@ -89,10 +89,10 @@ async function freePort(): Promise<number> {
 }
 
 /** A guest that is watched, moves, and is watched again. */
-async function watchMove(pair: Pair, url: string, workload: MoveWorkload, settings: TaskSettings) {
+async function watchMove(pair: Pair, place: Place, workload: MoveWorkload, settings: TaskSettings) {
   const [from, to] = await pair.source.workFor(settings.seconds);
   const begin = performance.now();
-  const moved = await pair.move(url, workload.downtimeMs, workload.giveUpMs);
+  const moved = await pair.move(place, workload.downtimeMs, workload.giveUpMs);
   const end = performance.now() + AFTERWARDS_MS;
   await (moved.isMoved ? pair.destination : pair.source).work();
   await sleep(Math.max(0, end - performance.now()));
@@ -112,11 +112,11 @@ export async function runMove(
   mover: Mover,
   settings: TaskSettings,
 ): Promise<MoveRun> {
-  const { monitor, transport } = MOVERS[mover];
+  const { monitor, transport, isLocal = false } = MOVERS[mover];
   const url = transport === 'unix' ? `unix:${children.newSocketPath()}` : `tcp:127.0.0.1:${await freePort()}`;
   const options = guestOptions(workload.load, settings);
   const foreignCpu = watchForeignCpu();
-  const use = (pair: Pair) => watchMove(pair, url, workload, settings);
+  const use = (pair: Pair) => watchMove(pair, { url, isLocal }, workload, settings);
   const run = monitor === 'ringside' ? withOurPair(children, options, use) : withQemuPair(children, options, url, use);
   return { ...(await run), foreignCpu: foreignCpu() };
 }
@@ -133,7 +133,8 @@ async function whileLogged<T>(
   const end = await listenBetween(near, far, roundMs);
   try {
     // Nothing that is left to send can be sent within half a millisecond: it goes on.
-    const sent = source.put('vm.send-migration', { destination_url: `unix:${near}`, downtime_ms: 1 });
+    const order = { destination_url: `unix:${near}`, downtime_ms: 1, auto_converge: false };
+    const sent = source.put('vm.send-migration', order);
     const deadline = performance.now() + SECOND_ROUND_TIMEOUT_MS;
     while (((await source.progress())?.round ?? 0) < 2) {
       if (performance.now() > deadline) throw new CommandError('the migration has no second round');

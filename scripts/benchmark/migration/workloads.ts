@@ -5,10 +5,12 @@ export type Monitor = 'ringside' | 'qemu';
 export type Transport = 'unix' | 'tcp';
 
 /** Who moves a guest, and by what. */
-export type Mover = 'ringside, unix' | 'ringside, tcp' | 'qemu, unix';
+export type Mover = 'ringside, unix' | 'ringside, tcp' | 'ringside, local' | 'qemu, unix';
 
-export const MOVERS: Readonly<Record<Mover, { monitor: Monitor; transport: Transport }>> = {
+/** `isLocal`: memory is handed over, not sent. */
+export const MOVERS: Readonly<Record<Mover, { monitor: Monitor; transport: Transport; isLocal?: boolean }>> = {
   'ringside, unix': { monitor: 'ringside', transport: 'unix' },
+  'ringside, local': { monitor: 'ringside', transport: 'unix', isLocal: true },
   'ringside, tcp': { monitor: 'ringside', transport: 'tcp' },
   'qemu, unix': { monitor: 'qemu', transport: 'unix' },
 };
@@ -76,7 +78,7 @@ function idle(memoryMib: number, dataMib: number, name: string): MoveWorkload {
     name: `idle-${name}`,
     title: `${memoryMib} MiB, of which ${dataMib} are data`,
     load: { ...RESTING, memoryMib, dataMib },
-    movers: ['ringside, unix', 'qemu, unix', 'ringside, tcp'],
+    movers: ['ringside, unix', 'qemu, unix', 'ringside, tcp', 'ringside, local'],
     downtimeMs: 300,
     giveUpMs: 60_000,
   };

@@ -45,8 +45,12 @@ export const FRONTEND_MESSAGES: Readonly<Record<keyof typeof FRONTEND, Entry>> =
     ],
   },
   SET_LOG_BASE: {
-    remark: 'the log must reach to the end of the memory; used while LOG_ALL is on',
-    proof: [LOGGED, 'integration/conformance-core: the dirty log > that %s is refused'],
+    remark: 'the log must reach to the end of the memory, before the memory does; used while LOG_ALL is on',
+    proof: [
+      LOGGED,
+      'integration/conformance-core: the dirty log > that %s is refused',
+      'integration/dirty-log-growth: memory that comes while %s logs what it writes > is refused where it lies beyond the log, and taken when there is a larger one',
+    ],
     used: [`${FRONT_END_LOG} > begins with the log, then features and the places of used rings`],
   },
   SET_LOG_FD: {

@@ -47,8 +47,7 @@ export const runBlkio = async (
     ...operations,
   ]);
   cleanup.add(() => child.stop());
-  const exit = await child.waitForExit(deadlineMs);
-  await child.stop();
+  const exit = await child.waitForClose(deadlineMs);
   if (exit.code !== 0) throw new Error(`blkio-client ${operations.join(' ')}: ${exit.signal ?? child.output()}`);
   return child.output();
 };

@@ -115,8 +115,9 @@ export class NetDaemon {
     this.#child.kill(signal);
   }
 
+  /** Waits until it has ended; log() is whole then. */
   waitForExit(): Promise<ChildExit> {
-    return this.#child.waitForExit(10_000);
+    return this.#child.waitForClose(10_000);
   }
 
   rssBytes(): number {

@@ -1,7 +1,18 @@
 /** What a process holds, as the kernel tells: descriptors, memory. For "it is as it was before". */
 
-import { readdirSync, readFileSync } from 'node:fs';
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
+
+/** What a look into /proc gives; undefined when what it looks at, a process or a thread or a descriptor, is gone. */
+export const whileItIsThere = <T>(look: () => T): T | undefined => {
+  try {
+    return look();
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === 'ENOENT' || code === 'ESRCH') return undefined;
+    throw error;
+  }
+};
 
 /** Open file descriptors of a process. */
 export const fdCount = (pid: number): number => readdirSync(`/proc/${pid}/fd`).length;
@@ -11,6 +22,17 @@ export const countOwnFds = (): number => fdCount(process.pid);
 
 /** What the descriptors of a process are, for messages. */
 export const listFds = (pid: number): string[] => readdirSync(`/proc/${pid}/fd`);
+
+/** What the descriptors of a process are of: `/path`, `socket:[7]`, `anon_inode:[eventfd]`. One that is just closed is none. */
+export const openFiles = (pid: number): string[] =>
+  readdirSync(`/proc/${pid}/fd`).flatMap((fd) => {
+    try {
+      return [readlinkSync(`/proc/${pid}/fd/${fd}`)];
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
+      throw error;
+    }
+  });
 
 /** Resident memory of a process in bytes. */
 export const rss = (pid: number): number => {
@@ -34,6 +56,24 @@ export const cpuDuring = async (pid: number, spanMs: number): Promise<number> =>
   return cpuMs(pid) - before;
 };
 
+/**
+ * CPU time that a process uses in a span in which it uses next to nothing, in ms. What it did before may take a while to
+ * come to its end, threads of its compiler included; one that has nothing to do comes to such a span in the end. Returns
+ * what it used in the last one when none had at most `enoughMs` before the deadline.
+ */
+export const cpuWhenIdle = async (
+  pid: number,
+  spanMs: number,
+  enoughMs: number,
+  deadlineMs = 15_000,
+): Promise<number> => {
+  const end = performance.now() + deadlineMs;
+  for (;;) {
+    const used = await cpuDuring(pid, spanMs);
+    if (used <= enoughMs || performance.now() > end) return used;
+  }
+};
+
 /** Mappings of memfds of a name in a process: shared guest memory that it holds. */
 export const sharedMappings = (pid: number, name = 'test-ram'): number =>
   readFileSync(`/proc/${pid}/maps`, 'utf8')
@@ -49,7 +89,7 @@ export const eventually = async <T>(
   what: string,
   read: () => T,
   accept: (value: T) => boolean,
-  deadlineMs = 5_000,
+  deadlineMs = 15_000,
 ): Promise<T> => {
   const end = performance.now() + deadlineMs;
   for (let pause = 0; ; pause = 5) {

@@ -43,6 +43,9 @@ const SOCKET_MODULES = ['vsock', 'vmw_vsock_virtio_transport_common', 'vmw_vsock
 /** The same for a guest whose memory grows. */
 const MEMORY_MODULES = ['virtio_mem'];
 
+/** The same for a guest that hears of its power button. */
+const POWER_BUTTON_MODULES = ['evdev', 'button'];
+
 export interface InitramfsContents {
   /** Directory of the modules of one kernel release. */
   readonly modules: string;
@@ -56,6 +59,8 @@ export interface InitramfsContents {
   readonly sockets?: boolean;
   /** Adds the driver of virtio-mem. */
   readonly memory?: boolean;
+  /** Adds what makes an input device of the power button. */
+  readonly powerButton?: boolean;
   /** Programs of the host that the guest's scripts call. */
   readonly programs?: readonly PeerName[];
   /** Paths of more programs, static ones. */
@@ -71,6 +76,7 @@ export const buildInitramfs = (contents: InitramfsContents): string => {
     ...(contents.sharedFileSystem === true ? SHARED_FILE_SYSTEM_MODULES : []),
     ...(contents.sockets === true ? SOCKET_MODULES : []),
     ...(contents.memory === true ? MEMORY_MODULES : []),
+    ...(contents.powerButton === true ? POWER_BUTTON_MODULES : []),
   ];
   const modules = findModules(contents.modules, names);
   const programs = [...(contents.programs ?? []).map((name) => peerPath(name)), ...(contents.staticPrograms ?? [])];

@@ -88,13 +88,18 @@ export class QemuGuest extends Guest {
     await this.qmp.execute('netdev_del', { id });
   }
 
-  /** Adds a socket device to a free root port. */
+  /** Adds a socket device to a free root port, and waits until the guest's driver has started it. */
   async plugSockets(id: string, socket: string, bus: string): Promise<void> {
     await this.qmp.execute('chardev-add', {
       id: `${id}-socket`,
       backend: { type: 'socket', data: { addr: { type: 'unix', data: { path: socket } }, server: false } },
     });
     await this.qmp.execute('device_add', { driver: 'vhost-user-vsock-pci', id, chardev: `${id}-socket`, bus });
+    const driver = '/sys/bus/virtio/drivers/vmw_vsock_virtio_transport';
+    await this.waitUntil(`[ -e ${driver}/virtio* ]`);
+    // That is there before the driver has looked at the device. What asks for it again waits for that, and is refused.
+    const { code } = await this.try(`basename ${driver}/virtio* >${driver}/bind`);
+    if (code === 0) throw new Error('a device that had a driver got another');
   }
 
   /** Adds memory that back ends can map: the front end has to tell them of a new region. */

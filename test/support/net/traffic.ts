@@ -123,7 +123,8 @@ export class FileServer {
 
   /** Fetches it back out of the guest that has it, and returns the SHA-256 of what came. */
   async receiveFrom(guest: Guest, address = GUEST_ADDRESS, deadlineMs = 90_000): Promise<string> {
-    await guest.run('killall httpd 2>/dev/null || true; httpd -p 80 -h /tmp');
+    // The one before has the port until it has ended.
+    await guest.run('killall httpd 2>/dev/null || true; until httpd -p 80 -h /tmp 2>/dev/null; do usleep 20000; done');
     const output = await this.#namespace.run(`${fetch(address, '/dev/stdout')} | sha256sum`, deadlineMs);
     return sha256In(output);
   }

@@ -104,6 +104,7 @@ export class FakeControl {
   pause = () => this.#run('pause');
   resume = () => this.#run('resume');
   shutdown = () => this.#run('shutdown');
+  pressPowerButton = () => this.#run('pressPowerButton');
   reboot = () => this.#run('reboot');
   delete = () => this.#run('delete');
   shutdownVmm = () => this.#run('shutdownVmm');

@@ -80,9 +80,9 @@ export class GuestOutput {
     this.child = child;
   }
 
-  /** The values that were reported under a name, in order, as text. */
+  /** The values that were reported under a name, in order, as text. A line that is not yet whole says nothing. */
   all(name: string): string[] {
-    const lines = this.child.output().split(/\r?\n/);
+    const lines = this.child.output().split(/\r?\n/).slice(0, -1);
     return lines.filter((line) => line.startsWith(`${name}=`)).map((line) => line.slice(name.length + 1));
   }
 
@@ -99,7 +99,7 @@ export class GuestOutput {
 
   /** All numbers reported as `prefix.name`, by name: what a job found, for one comparison. */
   numbers(prefix: string): Record<string, number> {
-    const pattern = new RegExp(`^${prefix}\\.(\\w+)=(\\d+|0x[0-9a-f]+)\\r?$`, 'gm');
+    const pattern = new RegExp(`^${prefix}\\.(\\w+)=(\\d+|0x[0-9a-f]+)\\r?\\n`, 'gm');
     return Object.fromEntries([...this.child.output().matchAll(pattern)].map((m) => [m[1] ?? '', Number(m[2])]));
   }
 

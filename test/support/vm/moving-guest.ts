@@ -27,6 +27,7 @@ export interface Progress {
   readonly bytes_total: number;
   readonly elapsed_ms: number;
   readonly downtime_ms?: number;
+  readonly throttle_percent?: number;
   readonly error?: string;
 }
 
@@ -98,7 +99,7 @@ export class MovingGuest {
 
   /** What the guest has reported last under a name, in the VMM where it is. */
   number(name: string): number {
-    const lines = this.source.child.output().slice(this.#mark).split(/\r?\n/);
+    const lines = this.source.child.output().slice(this.#mark).split(/\r?\n/).slice(0, -1);
     return Number(lines.findLast((line) => line.startsWith(`${name}=`))?.slice(name.length + 1));
   }
 
@@ -138,7 +139,7 @@ export class MovingGuest {
   }
 
   /** Sends the guest to where somebody waits. */
-  send(url: string, options: Readonly<Record<string, number>> = {}): Promise<ApiAnswer> {
+  send(url: string, options: Readonly<Record<string, unknown>> = {}): Promise<ApiAnswer> {
     return this.source.request('PUT', 'vm.send-migration', { destination_url: url, ...options }, 2 * DEADLINE_MS);
   }
 
@@ -156,10 +157,14 @@ export class MovingGuest {
   }
 
   /** Sends the guest to the other VMM. Returns what the source says of it. @throws Error - it is not there */
-  async migrate(url: string, devices: readonly DeviceOverride[] = []): Promise<Progress> {
+  async migrate(
+    url: string,
+    devices: readonly DeviceOverride[] = [],
+    options: Readonly<Record<string, unknown>> = {},
+  ): Promise<Progress> {
     const { source, destination } = this;
     const { answer } = await this.receive(url, devices);
-    const [sent, received] = await Promise.all([this.send(url), answer]);
+    const [sent, received] = await Promise.all([this.send(url, options), answer]);
     if (sent.status !== 204 || received.status !== 204) {
       const log = `${source.log()}\n${destination.log()}`;
       throw new Error(`${JSON.stringify(sent)} ${JSON.stringify(received)}\n${log.slice(-4000)}`);

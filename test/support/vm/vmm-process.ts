@@ -9,6 +9,7 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Child } from '../child.ts';
 import type { Cleanup } from '../cleanup.ts';
+import { whileItIsThere } from '../frontend/process-probe.ts';
 import type { NetworkNamespace } from '../net/namespace.ts';
 import { type PeerName, projectDirectory } from '../peers.ts';
 import {
@@ -122,13 +123,20 @@ export class VmmProcess {
       const sent = request({ socketPath: this.apiSocket, method, path, headers, timeout: deadlineMs }, (response) => {
         const chunks: Buffer[] = [];
         response.on('data', (chunk: Buffer) => chunks.push(chunk));
+        // It ended in the middle of the answer.
+        response.on('error', reject);
         response.on('end', () => {
           const answer = Buffer.concat(chunks).toString();
           resolve({ status: response.statusCode ?? 0, body: answer === '' ? undefined : JSON.parse(answer) });
         });
       });
       sent.on('timeout', () => sent.destroy(new Error(`no answer to ${route} within ${deadlineMs} ms`)));
-      sent.on('error', reject);
+      // A connection that was kept for another request, and that the server had enough of at the same moment: it has not
+      // seen this request. Asked again, a VMM that is gone says so.
+      sent.on('error', (error: NodeJS.ErrnoException) => {
+        if (sent.reusedSocket && error.code === 'ECONNRESET') resolve(this.#ask(method, route, body, deadlineMs));
+        else reject(error);
+      });
       sent.end(text);
     });
   }
@@ -169,18 +177,30 @@ export class VmmProcess {
   daemons(): number[] {
     return childrenOf(this.child.pid);
   }
+
+  /** Kills the daemon that it has started. Returns its process id. @throws Error - there is none, or more than one */
+  killDaemon(): number {
+    const [daemon, ...more] = this.daemons();
+    if (daemon === undefined || more.length > 0) {
+      throw new Error(`the VMM has ${daemon === undefined ? 'no daemon' : 'several daemons'}:\n${this.child.tail()}`);
+    }
+    process.kill(daemon, 'SIGKILL');
+    return daemon;
+  }
 }
 
 /** Children of a process, of all its threads. */
 export const childrenOf = (pid: number): number[] => {
   const threads = `/proc/${pid}/task`;
-  if (!existsSync(threads)) return [];
-  return readdirSync(threads).flatMap((thread) => {
-    const text = readFileSync(join(threads, thread, 'children'), 'utf8');
+  const names = whileItIsThere(() => readdirSync(threads)) ?? [];
+  return names.flatMap((thread) => {
+    const text = whileItIsThere(() => readFileSync(join(threads, thread, 'children'), 'utf8')) ?? '';
     return text.split(' ').filter(Boolean).map(Number);
   });
 };
 
 /** Whether a process runs; one that nobody has waited for does not. */
-export const isRunning = (pid: number): boolean =>
-  existsSync(`/proc/${pid}/stat`) && !/^\d+ \(.*\) [ZX]/.test(readFileSync(`/proc/${pid}/stat`, 'utf8'));
+export const isRunning = (pid: number): boolean => {
+  const stat = whileItIsThere(() => readFileSync(`/proc/${pid}/stat`, 'utf8'));
+  return stat !== undefined && !/^\d+ \(.*\) [ZX]/.test(stat);
+};

@@ -14,6 +14,7 @@ const VERBS: Readonly<Record<Action, string>> = {
   boot: 'Boot',
   pause: 'Pause',
   resume: 'Resume',
+  'power-button': 'Power button',
   reboot: 'Reboot',
   shutdown: 'Shut down',
 };

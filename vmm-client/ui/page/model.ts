@@ -44,7 +44,7 @@ export interface MachineView {
   readonly hasConsole: boolean;
 }
 
-export const ACTIONS = ['boot', 'pause', 'resume', 'reboot', 'shutdown'] as const;
+export const ACTIONS = ['boot', 'pause', 'resume', 'power-button', 'reboot', 'shutdown'] as const;
 export type Action = (typeof ACTIONS)[number];
 
 export interface Snapshot {

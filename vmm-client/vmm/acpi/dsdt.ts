@@ -1,17 +1,17 @@
 /**
- * The machine's devices as ACPI describes them: the slots of virtio-mmio devices, the serial port as PNP0501, and the sleep
- * type of S5 (soft off).
+ * The machine's devices as ACPI describes them: the slots of virtio-mmio devices, the serial port as PNP0501, a power
+ * button (PNP0C0C), and the sleep type of S5 (soft off).
  *
  * Each slot is a container (ACPI0004) that is there while a device is in it, with that device in it: LNRO0005, its page of
  * registers and its interrupt. A node without an id is between the two: Linux never forgets a platform device, and one right
  * inside of a container would be unusable when the container has gone and come again. What becomes of slots a Generic Event Device (ACPI0013) tells: its interrupt makes the guest
- * call _EVT, which acknowledges what is new in the hotplug registers and notifies the containers.
- * Source: ACPI 6.5, 6.1 Device Identification Objects, 6.3 Device Insertion, Removal, and Status Objects, 5.6.9
+ * call _EVT, which acknowledges what is new in the hotplug registers and notifies the containers, or the button.
+ * Source: ACPI 6.5, 4.8.2.2.1.2 Control Method Power Button, 6.1 Device Identification Objects, 6.3 Device Insertion, Removal, and Status Objects, 5.6.9
  * Interrupt-signaled ACPI events, 7.4.2.6 \_S5; Linux, drivers/virtio/virtio_mmio.c (LNRO0005), drivers/acpi/container.c and
  * drivers/tty/serial/8250/8250_pnp.c.
  */
 
-import { HOTPLUG_REGISTERS_BYTES } from '../hotplug/register-offsets.ts';
+import { HOTPLUG_REGISTERS_BYTES, POWER_BUTTON } from '../hotplug/register-offsets.ts';
 import {
   FIRST_VIRTIO_GSI,
   HOTPLUG_ADDRESS,
@@ -50,6 +50,7 @@ const STATUS_PRESENT = 0x0f;
 /** 5.6.6 Device Object Notifications. */
 const NOTIFY_DEVICE_CHECK = 1;
 const NOTIFY_EJECT_REQUEST = 3;
+const NOTIFY_BUTTON_PRESSED = 0x80;
 
 const SLOTS = Array.from({ length: MAX_VIRTIO_DEVICES }, (_, slot) => slot);
 
@@ -59,7 +60,7 @@ const slotName = (letter: string, slot: number): string =>
 /** The registers of hotplug as fields: hotplug/register-offsets.ts, from the first to the last. */
 const hotplugFields = (): readonly Uint8Array[] => [
   memoryRegion('HPRG', HOTPLUG_ADDRESS, HOTPLUG_REGISTERS_BYTES),
-  wordFields('HPRG', 'PRES', 'ADDE', 'REMV', 'ACKA', 'ACKR', 'EJCT'),
+  wordFields('HPRG', 'PRES', 'ADDE', 'REMV', 'ACKA', 'ACKR', 'EJCT', 'BTNS', 'ACKB'),
 ];
 
 /** What all slots have alike is encoded once: a guest waits for its tables. */
@@ -116,8 +117,13 @@ const eventDevice = (): Uint8Array =>
       true,
       ...notifySlots('ADDE', 'ACKA', NOTIFY_DEVICE_CHECK),
       ...notifySlots('REMV', 'ACKR', NOTIFY_EJECT_REQUEST),
+      store(named('BTNS'), LOCAL0),
+      store(LOCAL0, named('ACKB')),
+      ifAnySet(LOCAL0, POWER_BUTTON, notify('PWRB', NOTIFY_BUTTON_PRESSED)),
     ),
   );
+
+const powerButton = (): Uint8Array => device('PWRB', name('_HID', string('PNP0C0C')));
 
 const serialPort = (): Uint8Array =>
   device(
@@ -134,6 +140,7 @@ export const encodeDsdtBody = ({ hasSerial }: DsdtOptions): Uint8Array =>
       '\\_SB',
       ...hotplugFields(),
       ...SLOTS.map(slotContainer),
+      powerButton(),
       eventDevice(),
       ...(hasSerial ? [serialPort()] : []),
     ),

@@ -16,7 +16,7 @@ import { START_MSRS } from './start-state.ts';
 export type StartedHardware = Pick<Hardware, 'ram' | 'slots' | 'pc' | 'iommu'>;
 
 /**
- * Loads the kernel into RAM, which new processors have already, and lets them run.
+ * Loads the kernel into RAM, which new processors have already, and puts them where they enter it. They stay held.
  * @param supported - what KVM can have CPUID say
  * @throws VmConfigError - the kernel cannot be had, or is none @throws SysError - KVM refuses
  */
@@ -47,5 +47,4 @@ export function startKernel(
   for (const { fd } of processors.vcpus) setMsrs(fd, START_MSRS);
   setRegisters(boot.fd, encodeRegs(state));
   changeSpecialRegisters(boot.fd, (current) => patchSregs(current, state));
-  processors.run();
 }

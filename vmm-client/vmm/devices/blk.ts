@@ -66,6 +66,7 @@ async function describeDisk(
     isWritable: (offset, length, accepted) =>
       offset === VIRTIO_BLK_CONFIG.writeback && length === 1 && hasFeature(accepted, VIRTIO_BLK_F_CONFIG_WCE),
     needsState: () => false,
+    isExclusive: true,
     checkMove: (before, now, accepted) => {
       if (hasFeature(features, VIRTIO_BLK_F_RO) && !hasFeature(accepted, VIRTIO_BLK_F_RO)) {
         throw new RangeError('the disk could be written to, the back end here serves it read-only');

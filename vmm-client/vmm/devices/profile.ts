@@ -41,6 +41,8 @@ export interface DeviceProfile {
    * @throws RangeError - it cannot; the sentence says what differs
    */
   checkMove(before: Uint8Array, now: Uint8Array, features: bigint): void;
+  /** Whether back ends keep others away from what they serve, until its guest goes elsewhere. Default false. */
+  readonly isExclusive?: boolean;
   /** The station (6 bytes) that a network is to find here, of a driver that accepted `features`. Absent: no network. */
   stationOf?(config: Uint8Array, features: bigint): Uint8Array | undefined;
 }

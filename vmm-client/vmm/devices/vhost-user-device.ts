@@ -183,7 +183,10 @@ export class VhostUserDevice implements VirtioDevice {
   async suspend(): Promise<DeviceState> {
     const phase = this.#activation === undefined ? 'idle' : 'failed';
     const still: VhostUserState = { phase, config: this.#config.slice(), rings: [] };
-    if (!this.#isRunning || this.#lost !== undefined) return still;
+    if (!this.#isRunning || this.#lost !== undefined) {
+      if (phase === 'idle') await this.#leave();
+      return still;
+    }
     this.#checkMovable();
     try {
       const snapshot = await this.#whileAlive(() => this.#frontend.migration.suspend());
@@ -192,6 +195,17 @@ export class VhostUserDevice implements VirtioDevice {
       return runningState(this.#config, snapshot);
     } catch (error) {
       throw this.#explain('it cannot be suspended', error);
+    }
+  }
+
+  /** The guest moves, and may use the device there though it never did here: its back end is not to be in the way. */
+  async #leave(): Promise<void> {
+    const frontend = this.#frontend;
+    if (this.#profile.isExclusive !== true || !frontend.dirtyLog.isOn || !frontend.isConnected) return;
+    try {
+      await frontend.migration.leave();
+    } catch (error) {
+      this.#log(`it was not told that its guest moves: ${(error as Error).message}`);
     }
   }
 

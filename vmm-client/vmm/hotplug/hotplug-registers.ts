@@ -1,13 +1,23 @@
 /**
  * The registers by which a guest hears of devices that come and that are to go, as a device on the bus. Reads find the page
- * itself, mostly without an exit; writes come by here. A bit that is set in ADDED or REMOVING raises the interrupt: a guest
+ * itself, mostly without an exit; writes come by here. A bit that is set in ADDED, REMOVING or BUTTONS raises the interrupt: a guest
  * that acknowledges first and looks after the slots then misses nothing.
  */
 
 import type { PinnedMemory } from '../../../protocol/sys/pinned.ts';
 import type { BusDevice } from '../bus.ts';
 import { RegisterPage } from '../virtio-mmio/register-page.ts';
-import { ACKNOWLEDGE_ADDED, ACKNOWLEDGE_REMOVING, ADDED, EJECT, PRESENT, REMOVING } from './register-offsets.ts';
+import {
+  ACKNOWLEDGE_ADDED,
+  ACKNOWLEDGE_BUTTONS,
+  ACKNOWLEDGE_REMOVING,
+  ADDED,
+  BUTTONS,
+  EJECT,
+  POWER_BUTTON,
+  PRESENT,
+  REMOVING,
+} from './register-offsets.ts';
 
 export interface HotplugActions {
   /** Signals the interrupt. */
@@ -34,6 +44,7 @@ export class HotplugRegisters implements BusDevice {
     if (size !== 4) return;
     if (offset === ACKNOWLEDGE_ADDED) this.#clear(ADDED, value);
     else if (offset === ACKNOWLEDGE_REMOVING) this.#clear(REMOVING, value);
+    else if (offset === ACKNOWLEDGE_BUTTONS) this.#clear(BUTTONS, value);
     else if (offset === EJECT) return this.#actions.eject(value);
   }
 
@@ -55,6 +66,17 @@ export class HotplugRegisters implements BusDevice {
     this.#actions.raise();
   }
 
+  /** The guest is asked to shut down. */
+  pressPowerButton(): void {
+    this.#set(BUTTONS, POWER_BUTTON);
+    this.#actions.raise();
+  }
+
+  /** Whether the guest has not acknowledged that. */
+  get isPowerButtonPressed(): boolean {
+    return (this.#page.get(BUTTONS) & POWER_BUTTON) !== 0;
+  }
+
   /** Nothing is in the slot any more. */
   remove(slot: number): void {
     for (const register of [PRESENT, ADDED, REMOVING]) this.#clear(register, bit(slot));
@@ -74,6 +96,7 @@ export class HotplugRegisters implements BusDevice {
   reset(): void {
     this.#page.set(ADDED, 0);
     this.#page.set(REMOVING, 0);
+    this.#page.set(BUTTONS, 0);
   }
 
   #set(register: number, bits: number): void {

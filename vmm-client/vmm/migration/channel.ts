@@ -1,14 +1,16 @@
 /**
  * One connection of a migration: frames to the peer and from it, with deadlines. Once something is wrong every pending and
  * further call fails with the reason.
+ *
+ * The kernel puts a payload where it is to be, and only what comes before somebody waits for it into a small buffer: the
+ * streams of Node.js would allocate 64 KiB for each read.
  */
 
-import type { Socket } from 'node:net';
+import { type OnReadOpts, Socket, type SocketConstructorOpts } from 'node:net';
+import { duplicateFd } from '../../../protocol/sys/owned-fd.ts';
 import { VmError } from '../errors.ts';
 import {
   checkFrame,
-  checkPreamble,
-  encodePreamble,
   FAILED,
   type Frame,
   frameName,
@@ -16,15 +18,16 @@ import {
   MAX_PAGES_BYTES,
   MAX_SENTENCE_BYTES,
   PAGES,
-  PREAMBLE_BYTES,
   parseHeader,
   writeHeader,
 } from './frames.ts';
 
-/** What is kept of what the peer sent and nobody asked for yet, before it is made to wait. */
-const MAX_QUEUED_BYTES = 2 * 1024 * 1024;
+/** What the peer may send before somebody waits for it; then it is made to wait. Longer than FAILED with its sentence. */
+const EARLY_BYTES = 16 * 1024;
 /** How long what was written last may take to be taken when the connection ends. */
 const LINGER_MS = 1000;
+
+const NOTHING: Buffer = Buffer.alloc(0);
 
 /** The other side said that it gives up: it does not run the guest. */
 export class PeerGaveUp extends VmError {}
@@ -33,10 +36,12 @@ export class Channel {
   readonly #socket: Socket;
   readonly #timeoutMs: number;
   readonly #header = Buffer.alloc(HEADER_BYTES);
-  #chunks: Buffer[] = [];
-  #queuedBytes = 0;
-  /** Of the first chunk, what has been taken. */
-  #offset = 0;
+  readonly #earlyBuffer = Buffer.allocUnsafe(EARLY_BYTES);
+  /** What came and nobody has received yet. */
+  #early: Buffer;
+  /** What is to be filled, and how much of it is. */
+  #target = NOTHING;
+  #filled = 0;
   #wake: () => void = () => undefined;
   #failure: Error | undefined;
   /** Why nothing more is wanted of the peer, which has not been told yet. */
@@ -47,16 +52,18 @@ export class Channel {
   #bytesSent = 0;
 
   /** Takes a connected socket over. The peer may be silent for, or not take what is sent within, `timeoutMs`. */
-  constructor(socket: Socket, timeoutMs: number) {
-    this.#socket = socket;
+  constructor(connected: Socket, timeoutMs: number) {
     this.#timeoutMs = timeoutMs;
-    socket.setNoDelay(true);
-    socket.on('data', (chunk: Buffer) => {
-      this.#chunks.push(chunk);
-      this.#queuedBytes += chunk.length;
-      if (this.#queuedBytes > MAX_QUEUED_BYTES) socket.pause();
-      this.#wake();
+    this.#early = connected.read() ?? NOTHING;
+    const socket = takeOver(connected, {
+      buffer: () => this.#place(),
+      callback: (length, buffer) => this.#take(length, buffer),
     });
+    this.#socket = socket;
+    if (socket.destroyed) this.fail(new VmError('the peer closed the connection'));
+    socket.setNoDelay(true);
+    // Its end is told only to those who want all that comes before.
+    socket.resume();
     socket.on('error', (error) => this.fail(new VmError(`the connection broke: ${error.message}`, { cause: error })));
     socket.on('close', () => this.fail(new VmError('the peer closed the connection')));
   }
@@ -68,7 +75,7 @@ export class Channel {
 
   /** Whether the peer said something that nobody has received yet. */
   get hasNews(): boolean {
-    return this.#queuedBytes > 0;
+    return this.#early.length > 0;
   }
 
   /** @throws VmError - the connection has ended */
@@ -109,16 +116,6 @@ export class Channel {
     writeHeader(header, FAILED, text, this.#sent);
     this.#socket.write(Buffer.concat([header, text]));
     this.close();
-  }
-
-  sendPreamble(): Promise<void> {
-    return this.#write(encodePreamble());
-  }
-
-  async receivePreamble(): Promise<void> {
-    const preamble = Buffer.alloc(PREAMBLE_BYTES);
-    await this.#fill(preamble, this.#timeoutMs);
-    checkPreamble(preamble);
   }
 
   /** Sends a frame. Kept when the kernel has it, so `payload` is free again. */
@@ -179,23 +176,46 @@ export class Channel {
     return this.#pages;
   }
 
-  async #fill(target: Buffer, timeoutMs: number): Promise<void> {
-    for (let done = 0; done < target.length; ) {
-      if (this.#interruption !== undefined) throw this.#interruption;
-      const [chunk] = this.#chunks;
-      if (chunk === undefined) {
-        await this.#more(timeoutMs);
-        continue;
-      }
-      const copied = chunk.copy(target, done, this.#offset);
-      done += copied;
-      this.#offset += copied;
-      if (this.#offset < chunk.length) continue;
-      this.#chunks.shift();
-      this.#offset = 0;
-      this.#queuedBytes -= chunk.length;
-      if (this.#queuedBytes <= MAX_QUEUED_BYTES) this.#socket.resume();
+  /** Where the next bytes go. */
+  #place(): Buffer {
+    const isAwaited = this.#target.length - this.#filled > EARLY_BYTES;
+    return isAwaited ? this.#target.subarray(this.#filled) : this.#earlyBuffer;
+  }
+
+  /** Bytes came, to a place that was asked for before. Returns whether more are wanted now. */
+  #take(length: number, place: Uint8Array): boolean {
+    // Nobody receives anything any more.
+    if (this.#failure !== undefined) return true;
+    if (place === this.#earlyBuffer) {
+      // A copy: the next ones may go to the same place.
+      this.#early = Buffer.concat([this.#early, this.#earlyBuffer.subarray(0, length)]);
+      this.#takeEarly();
+    } else {
+      this.#filled += length;
     }
+    this.#wake();
+    return this.#early.length === 0;
+  }
+
+  /** Gives what came early to whom it is for. */
+  #takeEarly(): void {
+    const taken = this.#early.copy(this.#target, this.#filled);
+    this.#filled += taken;
+    this.#early = this.#early.subarray(taken);
+  }
+
+  async #fill(target: Buffer, timeoutMs: number): Promise<void> {
+    this.#target = target;
+    this.#filled = 0;
+    this.#takeEarly();
+    if (this.#early.length === 0) this.#socket.resume();
+    for (;;) {
+      if (this.#interruption !== undefined) throw this.#interruption;
+      if (this.#filled === target.length) break;
+      await this.#more(timeoutMs);
+    }
+    this.#target = NOTHING;
+    this.#filled = 0;
   }
 
   /** Waits for bytes. What came before the end of the connection is still to be had. */
@@ -207,6 +227,26 @@ export class Channel {
     });
     clearTimeout(timer);
     this.#wake = () => undefined;
+  }
+}
+
+/** Goes on with the connection of a socket, which is closed, as one that reads to places of the caller's. */
+function takeOver(connected: Socket, onread: OnReadOpts): Socket {
+  // The documentation has no name for the descriptor of a socket that Node.js accepted.
+  const fd = (connected as Socket & { readonly _handle?: { readonly fd: number } | null })._handle?.fd;
+  // It broke meanwhile.
+  if (fd === undefined) return connected.destroy();
+  try {
+    const own = duplicateFd(fd).take();
+    const options: SocketConstructorOpts & { readonly onread: OnReadOpts } = {
+      fd: own,
+      readable: true,
+      writable: true,
+      onread,
+    };
+    return new Socket(options);
+  } finally {
+    connected.destroy();
   }
 }
 

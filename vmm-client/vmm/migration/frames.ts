@@ -1,9 +1,8 @@
 /**
- * The stream of a migration. It begins with a preamble, from the source; then each side sends frames. Numbers are little
- * endian.
+ * The stream of a migration, when its ends have greeted each other (greeting.ts): each side sends frames. Numbers are
+ * little endian.
  *
- *     preamble   "RINGSIDE", version u32 @8, zero u32 @12
- *     frame      type u32 @0, bytes of payload u32 @4, sequence number u32 @8, CRC-32 u32 @12, payload
+ *     frame   type u32 @0, bytes of payload u32 @4, sequence number u32 @8, CRC-32 u32 @12, payload
  *
  * Sequence numbers count the frames of one side from 0; the CRC is of the first 12 bytes and the payload.
  *
@@ -25,9 +24,7 @@ import { crc32 } from 'node:zlib';
 import { VmError } from '../errors.ts';
 import { PAGE_BYTES } from '../layout.ts';
 
-export const MAGIC = 'RINGSIDE';
 export const VERSION = 1;
-export const PREAMBLE_BYTES = 16;
 export const HEADER_BYTES = 16;
 const CHECKED_HEADER_BYTES = 12;
 
@@ -87,24 +84,10 @@ export function frameName(type: number): string {
   return KINDS.get(type)?.name ?? `type 0x${type.toString(16)}`;
 }
 
-export function encodePreamble(): Buffer {
-  const preamble = Buffer.alloc(PREAMBLE_BYTES);
-  preamble.write(MAGIC, 'latin1');
-  preamble.writeUInt32LE(VERSION, 8);
-  return preamble;
-}
-
-/** @throws VmError - this is something else, or of another version */
-export function checkPreamble(preamble: Buffer): void {
-  if (preamble.toString('latin1', 0, 8) !== MAGIC) throw new VmError('the peer sends something that is no migration');
-  const version = preamble.readUInt32LE(8);
-  if (version !== VERSION) throw new VmError(`the migration has version ${version}, this program takes ${VERSION}`);
-  if (preamble.readUInt32LE(12) !== 0)
-    throw new VmError('the migration begins with bits that this program does not know');
-}
-
 function checksum(header: Buffer, payload: Buffer): number {
-  return crc32(payload, crc32(header.subarray(0, CHECKED_HEADER_BYTES)));
+  const ofHeader = crc32(header.subarray(0, CHECKED_HEADER_BYTES));
+  // Of no bytes at no address zlib makes 0, and not what it was before.
+  return payload.length === 0 ? ofHeader : crc32(payload, ofHeader);
 }
 
 /** Writes the header of a frame. @throws VmError - its payload is longer than a frame of that type can be */

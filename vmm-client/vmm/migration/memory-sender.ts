@@ -34,10 +34,21 @@ const BATCHES = 3;
 /** How long pages are looked at before somebody else has a turn, in milliseconds. */
 const SLICE_MS = 2;
 const MAX_RUN_BYTES = 1024 * 1024;
+/** Of an address, what is in its higher half. */
+const HIGH_WORD = 2 ** 32;
 
-/** Whether so many bytes are zero; at most CHUNK_BYTES. */
+/** Whether so many bytes are zero; from 4 to CHUNK_BYTES. */
 export function isZero(bytes: Buffer, offset: number, length: number): boolean {
+  // What is not zero seldom begins with zeros, and this much is asked without a call.
+  if (bytes.readUInt32LE(offset) !== 0) return false;
   return bytes.compare(ZEROS, 0, length, offset, offset + length) === 0;
+}
+
+/** Pages that the destination is to be told of. */
+interface Piece extends PageRange {
+  /** Where they are, from `offset` on; undefined: they are zero. */
+  readonly bytes: Buffer | undefined;
+  readonly offset: number;
 }
 
 /** A frame that is being filled, or on its way. */
@@ -59,28 +70,24 @@ class Batch {
     this.#covered = 0;
   }
 
-  /** Adds pages from `offset` of `bytes` on, as many as there is room for. Returns how many bytes that are. */
-  addData(guestAddress: number, bytes: Buffer, offset: number, length: number): number {
-    const room = Math.min(this.#buffer.length - this.#end - RECORD_BYTES, MAX_COVERED_BYTES - this.#covered);
-    const taken = Math.min(length, Math.floor(room / PAGE_BYTES) * PAGE_BYTES);
-    if (taken <= 0) return 0;
-    this.#addRecord(guestAddress, taken, RECORD_DATA);
-    bytes.copy(this.#buffer, this.#end, offset, offset + taken);
+  /** Adds pages of a piece from `from` on, as many as there is room for. Returns how many bytes of them that are. */
+  add({ guestAddress, length, bytes, offset }: Piece, from: number): number {
+    const room = this.#buffer.length - this.#end - RECORD_BYTES;
+    if (room < 0) return 0;
+    const most = Math.min(bytes === undefined ? length : room, MAX_COVERED_BYTES - this.#covered, length - from);
+    const taken = most - (most % PAGE_BYTES);
+    if (taken === 0) return 0;
+    this.#addRecord(guestAddress + from, taken, bytes === undefined ? RECORD_ZERO : RECORD_DATA);
+    if (bytes === undefined) return taken;
+    bytes.copy(this.#buffer, this.#end, offset + from, offset + from + taken);
     this.#end += taken;
-    return taken;
-  }
-
-  /** Adds pages that became zero. Returns how many bytes of them there was room for. */
-  addZeros(guestAddress: number, length: number): number {
-    const taken = Math.min(length, MAX_COVERED_BYTES - this.#covered);
-    if (taken <= 0 || this.#buffer.length - this.#end < RECORD_BYTES) return 0;
-    this.#addRecord(guestAddress, taken, RECORD_ZERO);
     return taken;
   }
 
   #addRecord(guestAddress: number, length: number, kind: number): void {
     const at = this.#end;
-    this.#buffer.writeBigUInt64LE(BigInt(guestAddress), at);
+    this.#buffer.writeUInt32LE(guestAddress % HIGH_WORD, at);
+    this.#buffer.writeUInt32LE(Math.floor(guestAddress / HIGH_WORD), at + 4);
     this.#buffer.writeUInt32LE(length, at + 8);
     this.#buffer.writeUInt32LE(kind, at + 12);
     this.#end = at + RECORD_BYTES;
@@ -93,16 +100,17 @@ export class MemorySender {
   readonly #channel: Channel;
   /** What the destination has that is not zero. */
   readonly #sent: PageSet;
-  #free: Batch[] = [];
-  #underWay: Promise<unknown>[] = [];
-  #batch: Batch | undefined;
-  #sliceStart = 0;
+  /** The one that is being filled. */
+  #batch = new Batch();
+  readonly #free: Batch[] = [];
+  /** In the order in which they were sent. */
+  readonly #underWay: Promise<Batch>[] = [];
 
   constructor(memory: SourceMemory, channel: Channel) {
     this.#memory = memory;
     this.#channel = channel;
     this.#sent = new PageSet(memory.ranges);
-    while (this.#free.length < BATCHES) this.#free.push(new Batch());
+    while (this.#free.length < BATCHES - 1) this.#free.push(new Batch());
   }
 
   /**
@@ -110,92 +118,87 @@ export class MemorySender {
    * bytes of guest memory have been looked at.
    */
   async send(pages: PageSet, onProgress: (bytes: number) => void): Promise<void> {
-    this.#sliceStart = performance.now();
+    let sliceStart = performance.now();
+    let looked = 0;
     for (let run = pages.take(MAX_RUN_BYTES); run !== undefined; run = pages.take(MAX_RUN_BYTES)) {
-      await this.#sendRun(run);
-      onProgress(run.length);
+      for (const piece of this.#pieces(run)) {
+        // Awaits nothing while there is room: pages may come one by one.
+        for (let done = 0; done < piece.length; ) {
+          const taken = this.#batch.add(piece, done);
+          if (taken === 0) await this.#flush();
+          done += taken;
+        }
+      }
+      looked += run.length;
+      if (looked < MAX_RUN_BYTES / 4) continue;
+      onProgress(looked);
+      looked = 0;
+      if (performance.now() - sliceStart < SLICE_MS) continue;
+      await nextTurn();
+      sliceStart = performance.now();
     }
+    onProgress(looked);
     await this.#flush();
-    await Promise.all(this.#underWay.splice(0));
+    for (const batch of await Promise.all(this.#underWay.splice(0))) this.#free.push(batch);
   }
 
-  async #sendRun(run: PageRange): Promise<void> {
-    let at = run.guestAddress;
-    for (const range of this.#memory.dataRanges(run)) {
-      await this.#becameZero(at, range.guestAddress - at);
-      await this.#sendData(range);
+  *#pieces({ guestAddress, length }: PageRange): Iterable<Piece> {
+    let at = guestAddress;
+    for (const range of this.#memory.dataRanges({ guestAddress, length })) {
+      yield* this.#piecesThatBecameZero(at, range.guestAddress);
+      yield* this.#piecesOfData(range);
       at = range.guestAddress + range.length;
     }
-    await this.#becameZero(at, run.guestAddress + run.length - at);
-    if (performance.now() - this.#sliceStart < SLICE_MS) return;
-    await nextTurn();
-    this.#sliceStart = performance.now();
+    yield* this.#piecesThatBecameZero(at, guestAddress + length);
   }
 
-  async #sendData(range: PageRange): Promise<void> {
+  /** Runs of pages of one kind. */
+  *#piecesOfData(range: PageRange): Iterable<Piece> {
     const bytes = this.#memory.bytes(range);
     for (let offset = 0; offset < range.length; ) {
-      // Runs of pages of one kind.
       const zero = isZero(bytes, offset, PAGE_BYTES);
       let end = offset + PAGE_BYTES;
       while (end < range.length && isZero(bytes, end, PAGE_BYTES) === zero) end += PAGE_BYTES;
-      if (zero) await this.#becameZero(range.guestAddress + offset, end - offset);
-      else await this.#addData(range.guestAddress, bytes, offset, end);
+      const guestAddress = range.guestAddress + offset;
+      const length = end - offset;
+      if (zero) {
+        yield* this.#piecesThatBecameZero(guestAddress, guestAddress + length);
+      } else {
+        this.#sent.add({ guestAddress, length });
+        yield { guestAddress, length, bytes, offset };
+      }
       offset = end;
     }
   }
 
-  async #addData(base: number, bytes: Buffer, offset: number, end: number): Promise<void> {
-    this.#sent.add({ guestAddress: base + offset, length: end - offset });
-    for (let at = offset; at < end; ) {
-      const batch = await this.#room();
-      const taken = batch.addData(base + at, bytes, at, end - at);
-      if (taken === 0) await this.#flush();
-      at += taken;
-    }
-  }
-
-  /** Says of those pages that were sent before that they are zero now. */
-  async #becameZero(guestAddress: number, length: number): Promise<void> {
-    for (let at = guestAddress; at < guestAddress + length; ) {
+  /** Those of the pages, which are zero, that were sent before as something else. */
+  *#piecesThatBecameZero(start: number, end: number): Iterable<Piece> {
+    for (let at = start; at < end; ) {
       if (!this.#sent.has(at)) {
         at += PAGE_BYTES;
         continue;
       }
-      let end = at + PAGE_BYTES;
-      while (end < guestAddress + length && this.#sent.has(end)) end += PAGE_BYTES;
-      this.#sent.remove({ guestAddress: at, length: end - at });
-      while (at < end) {
-        const batch = await this.#room();
-        const taken = batch.addZeros(at, end - at);
-        if (taken === 0) await this.#flush();
-        at += taken;
-      }
+      const guestAddress = at;
+      while (at < end && this.#sent.has(at)) at += PAGE_BYTES;
+      const length = at - guestAddress;
+      this.#sent.remove({ guestAddress, length });
+      yield { guestAddress, length, bytes: undefined, offset: 0 };
     }
   }
 
-  /** The batch to fill. */
-  async #room(): Promise<Batch> {
-    while (this.#batch === undefined) {
-      this.#batch = this.#free.pop();
-      // Waiting for the peer is a turn of the others, too.
-      if (this.#batch === undefined) await this.#underWay.shift();
-    }
-    return this.#batch;
-  }
-
+  /** Sends what has been collected. Kept when there is a batch to fill. */
   async #flush(): Promise<void> {
     const batch = this.#batch;
-    if (batch === undefined || batch.isEmpty) return;
-    this.#batch = undefined;
+    if (batch.isEmpty) return;
     // Nothing is to be said by the peer meanwhile, but that it gives up.
     if (this.#channel.hasNews) await this.#channel.receive([]);
     const sending = this.#channel.sendFramed(PAGES, batch.frame).then(() => {
       batch.clear();
-      this.#free.push(batch);
+      return batch;
     });
     // Whoever waits for it hears of it; nobody may come to that.
     sending.catch(() => undefined);
     this.#underWay.push(sending);
+    this.#batch = this.#free.pop() ?? (await (this.#underWay.shift() as Promise<Batch>));
   }
 }

@@ -30,6 +30,19 @@ function bitsBetween(from: number, to: number): number {
   return upTo & ~((1 << from) - 1);
 }
 
+/** The first page of `from` to `to` (exclusive) that is in the set, or is not; `to` where there is none. */
+function findPage(words: Uint32Array, from: number, to: number, isIn: boolean): number {
+  for (let page = from; page < to; ) {
+    const at = Math.floor(page / WORD_PAGES);
+    const word = words[at] as number;
+    const bits = (isIn ? word : ~word) & (-1 << (page % WORD_PAGES));
+    // The lowest of them.
+    if (bits !== 0) return Math.min(to, at * WORD_PAGES + 31 - Math.clz32(bits & -bits));
+    page = (at + 1) * WORD_PAGES;
+  }
+  return to;
+}
+
 export class PageSet {
   readonly #regions: readonly Region[];
   #pages = 0;
@@ -114,17 +127,9 @@ export class PageSet {
 
   #nextRun({ guestAddress, length, words }: Region, mostPages: number): PageRange | undefined {
     const count = length / PAGE_BYTES;
-    const isIn = (page: number) =>
-      ((words[Math.floor(page / WORD_PAGES)] as number) & (1 << (page % WORD_PAGES))) !== 0;
-    let first = this.#page;
-    while (first < count && !isIn(first)) {
-      // A word at a time where none of its pages is.
-      const isEmpty = first % WORD_PAGES === 0 && words[first / WORD_PAGES] === 0;
-      first += isEmpty ? WORD_PAGES : 1;
-    }
-    if (first >= count) return undefined;
-    let end = first + 1;
-    while (end < count && end - first < mostPages && isIn(end)) end += 1;
+    const first = findPage(words, this.#page, count, true);
+    if (first === count) return undefined;
+    const end = findPage(words, first, Math.min(count, first + mostPages), false);
     this.#page = end;
     return { guestAddress: guestAddress + first * PAGE_BYTES, length: (end - first) * PAGE_BYTES };
   }

@@ -1,12 +1,14 @@
 /** Waits for a machine of another VMM, and takes it over. */
 
 import type { CheckedConfig } from '../check-config.ts';
+import { VmError } from '../errors.ts';
 import type { LongOperation } from '../long-operation.ts';
 import { Machine, type MachineEnvironment } from '../machine.ts';
 import type { PeerAddress } from '../urls.ts';
+import { acceptPeer } from './accept.ts';
 import { Channel } from './channel.ts';
-import { acceptPeer } from './connect.ts';
 import { refuseNamedMemory } from './named-memory.ts';
+import type { MachineLayout } from './offer.ts';
 import { type Received, receiveGuest } from './receiver.ts';
 import { SILENCE_MS } from './send.ts';
 // What the machine loads to go on: its guest is not to wait for that.
@@ -25,15 +27,27 @@ export async function receiveMachine(
   onEnd: () => void,
   operation: LongOperation,
 ): Promise<Received<Machine>> {
-  const socket = await acceptPeer(from, operation.signal, () => operation.report({ phase: 'waiting' }));
+  const { socket, memory } = await acceptPeer(from, {
+    signal: operation.signal,
+    onListening: () => operation.report({ phase: 'waiting' }),
+    warn: (line) => environment.log.warn(line),
+  });
   const channel = new Channel(socket, SILENCE_MS);
-  return receiveGuest(
-    channel,
-    async (offered, layout) => {
-      const config = adjust(offered);
-      refuseNamedMemory(config);
-      return { config, machine: await Machine.open(config, { layout, incoming: true }, environment, onEnd) };
-    },
-    operation,
-  );
+  const build = async (offered: CheckedConfig, layout: MachineLayout) => {
+    const config = adjust(offered);
+    refuseNamedMemory(config);
+    const { length } = layout.ranges;
+    if (memory.length > 0 && memory.length !== length) {
+      throw new VmError(`the peer hands ${memory.length} descriptors over for ${length} ranges of RAM`);
+    }
+    const origin = { layout, incoming: true, memory };
+    return { config, machine: await Machine.open(config, origin, environment, onEnd) };
+  };
+  try {
+    return await receiveGuest(channel, build, operation, memory.length > 0);
+  } catch (error) {
+    // What a machine took is closed with it.
+    for (const each of memory) each.close();
+    throw error;
+  }
 }

@@ -14,8 +14,10 @@ import { checkRanges, type MachineLayout, parseOffer } from './offer.ts';
 /** A machine that is there and has no state yet. */
 export interface MigrationTarget {
   readonly memory: TargetMemory;
-  /** Processors and devices go on where the state was taken, once the guest runs. @throws VmError - not of this machine */
-  restore(state: unknown): Promise<void>;
+  /** Processors go on where the state was taken, once the guest runs. @throws VmError - not of this machine */
+  restoreProcessors(state: unknown): Promise<void>;
+  /** Likewise devices, which may use memory from now on. @throws VmError - not of this machine, or one cannot */
+  restoreDevices(state: unknown): Promise<void>;
   /** Lets the guest run. */
   resume(): Promise<void>;
   /** Ends everything. */
@@ -32,7 +34,8 @@ export interface Received<T> {
 const GO_TIMEOUT_MS = 30_000;
 
 /**
- * Takes a guest over a connection. `build` makes the machine of what is offered.
+ * Takes a guest over a connection. `build` makes the machine of what is offered, whose memory is the source's where that is
+ * shared: the devices touch it when it is ours.
  * @throws Error - it failed or was cancelled; the source goes on, and nothing is left here
  */
 export async function receiveGuest<T extends MigrationTarget>(
@@ -42,6 +45,7 @@ export async function receiveGuest<T extends MigrationTarget>(
     layout: MachineLayout,
   ) => Promise<{ readonly machine: T; readonly config: CheckedConfig }>,
   operation: LongOperation,
+  isMemoryShared = false,
 ): Promise<Received<T>> {
   const { signal } = operation;
   const onAbort = () => channel.interrupt(signal.reason as Error);
@@ -49,21 +53,24 @@ export async function receiveGuest<T extends MigrationTarget>(
   let machine: T | undefined;
   try {
     signal.throwIfAborted();
-    await channel.receivePreamble();
     const offer = parseOffer(decodeState((await channel.receive([CONFIG])).payload));
     operation.report({ phase: 'connecting' });
     const built = await build(offer.config, offer.layout);
     machine = built.machine;
     checkRanges(machine.memory.ranges, offer.layout.ranges);
     await channel.send(ACCEPT);
-    const state = await receiveMemory(channel, machine.memory, operation);
+    const state = isMemoryShared
+      ? decodeState((await channel.receive([STATE])).payload)
+      : await receiveMemory(channel, machine.memory, operation);
     operation.report({ phase: 'devices' });
-    await machine.restore(state);
+    await machine.restoreProcessors(state);
+    if (!isMemoryShared) await machine.restoreDevices(state);
     signal.throwIfAborted();
     await channel.send(READY);
     await channel.receive([GO], GO_TIMEOUT_MS);
     // The guest is here now, whatever becomes of the connection or of a wish to cancel.
     signal.removeEventListener('abort', onAbort);
+    if (isMemoryShared) await machine.restoreDevices(state);
     if (offer.isRunning) await machine.resume();
     await channel.send(RUNNING).then(
       () => channel.close(),

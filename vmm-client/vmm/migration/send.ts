@@ -1,6 +1,8 @@
 /** Sends a machine of this process to another VMM. */
 
+import type { Socket } from 'node:net';
 import type { CheckedConfig } from '../check-config.ts';
+import { VmConfigError } from '../errors.ts';
 import type { LongOperation } from '../long-operation.ts';
 import type { Machine } from '../machine.ts';
 import { dropDevices } from '../slots/plan.ts';
@@ -28,9 +30,10 @@ export async function sendMachine(
   operation: LongOperation,
 ): Promise<void> {
   refuseNamedMemory(config);
-  const channel = new Channel(await connectPeer(to, operation.signal), SILENCE_MS);
+  if (options.isMemoryShared) refuseFiles(config);
   await machine.holdMemory(true);
   try {
+    const channel = new Channel(await dial(machine, to, options, operation), SILENCE_MS);
     const { layout } = machine;
     // The guest may have let go of a device while the destination was dialled.
     const here = dropDevices(config, (id) => !layout.slots.has(id));
@@ -38,4 +41,29 @@ export async function sendMachine(
   } finally {
     await machine.holdMemory(false);
   }
+}
+
+/** Connects to the destination, and hands memory over where that is wanted. */
+async function dial(
+  machine: Machine,
+  to: PeerAddress,
+  { isMemoryShared }: SendOptions,
+  { signal }: LongOperation,
+): Promise<Socket> {
+  const memory = isMemoryShared ? machine.duplicateMemory() : [];
+  try {
+    return await connectPeer(
+      to,
+      signal,
+      memory.map(({ fd }) => fd),
+    );
+  } finally {
+    for (const each of memory) each.close();
+  }
+}
+
+/** @throws VmConfigError - RAM is in files, whose size nobody has sealed */
+function refuseFiles({ memory: { file } }: CheckedConfig): void {
+  if (file === undefined) return;
+  throw new VmConfigError(`local: memory.file is ${file}, and only memory without a file is handed over`);
 }

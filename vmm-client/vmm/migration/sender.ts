@@ -1,7 +1,7 @@
 /**
  * The source's part of a migration: memory while the guest runs, round after round, until what is left can be sent within
- * the downtime; then the guest is held, and the rest goes with the state of everything. Whatever goes wrong until the
- * destination has been told to run the guest, the source goes on as before.
+ * the downtime; then the guest is held, and the rest goes with the state of everything. Memory that was handed over is not
+ * sent. Whatever goes wrong until the destination has been told to run the guest, the source goes on as before.
  */
 
 import { setImmediate as nextTurn } from 'node:timers/promises';
@@ -21,11 +21,13 @@ export interface MigrationSource {
   readonly memory: SourceMemory;
   /** The end or reset that the guest has asked for. */
   readonly ending: VcpuEnd | undefined;
-  /** From now on what the guest or a device writes is noted. @throws VmError - a device cannot */
-  startDirtyLog(): Promise<void>;
+  /** From now on what the devices write is noted, and what the guest writes if wanted. @throws VmError - a device cannot */
+  startDirtyLog(ofGuest: boolean): Promise<void>;
   /** What was written since the start or the last call. */
   takeDirty(): readonly PageRange[];
   stopDirtyLog(): Promise<void>;
+  /** Has the guest run for less of the time, held for `percent` of it; with 0, or suspended, it is not slowed down. */
+  throttle(percent: number): Promise<void>;
   /** Resolves when nothing touches guest memory any more. @throws VmError - it does not; `goOn` is to be called */
   suspend(): Promise<void>;
   /** Of a suspended machine; plain data. */
@@ -39,11 +41,22 @@ export interface SendOptions {
   readonly downtimeMs: number;
   /** How long the whole may take. */
   readonly timeoutMs: number | undefined;
+  /** The destination has the memory itself, so that none is sent; and from GO on it is the destination's. */
+  readonly isMemoryShared: boolean;
+  /** A guest that writes faster than is sent is slowed down. */
+  readonly autoConverge: boolean;
 }
 
 const DEFAULT_TIMEOUT_MS = 600_000;
 /** A guest that has not become calm by then will not. */
 const MAX_ROUNDS = 40;
+/** Rounds after which there is more than this part left of what they sent say that the guest writes too fast; */
+const TOO_MUCH_LEFT = 0.5;
+/** after so many of them its vCPUs are held for a part of the time, and for more of it with each further one. */
+const PATIENCE_ROUNDS = 2;
+const FIRST_THROTTLE_PERCENT = 20;
+const MORE_THROTTLE_PERCENT = 10;
+const MAX_THROTTLE_PERCENT = 99;
 /** Of the downtime, what everything but memory is expected to take; half of a short one. */
 const FIXED_MS = 100;
 /** A shorter round says nothing of how fast memory is sent. */
@@ -66,6 +79,9 @@ export class Sender {
   #isSuspended = false;
   #isLogging = false;
   #round = 0;
+  /** In a row, with too much left afterwards. */
+  #badRounds = 0;
+  #throttlePercent = 0;
   /** Of guest memory. */
   #bytesPerSecond = 0;
   #bytesDone = 0;
@@ -109,6 +125,7 @@ export class Sender {
   async #goOn(cause: Error): Promise<Error> {
     try {
       if (this.#isSuspended) await this.#source.goOn();
+      else if (this.#throttlePercent > 0) await this.#source.throttle(0);
       if (this.#isLogging) await this.#source.stopDirtyLog();
       return cause;
     } catch (error) {
@@ -139,17 +156,16 @@ export class Sender {
   /** Everything that happens while the guest runs. */
   async #prepare(offer: Offer): Promise<void> {
     const { memory } = this.#source;
-    this.#operation.report({
-      phase: 'connecting',
-      bytes_total: memory.ranges.reduce((sum, { length }) => sum + length, 0),
-    });
-    await this.#channel.sendPreamble();
     this.#check();
+    const total = memory.ranges.reduce((sum, { length }) => sum + length, 0);
+    this.#operation.report({ phase: 'connecting', bytes_total: this.#options.isMemoryShared ? 0 : total });
     await this.#channel.send(CONFIG, encodeState(plainOffer(offer)));
     await this.#channel.receive([ACCEPT], ACCEPT_TIMEOUT_MS);
     this.#check();
     this.#isLogging = true;
-    await this.#source.startDirtyLog();
+    // Also where nobody wants to know: a disk is let go of by a back end that notes what it writes.
+    await this.#source.startDirtyLog(!this.#options.isMemoryShared);
+    if (this.#options.isMemoryShared) return;
     await this.#addData(memory);
     this.#operation.report({ phase: 'memory' });
     for (;;) {
@@ -159,10 +175,21 @@ export class Sender {
       if (this.#fits()) return;
       // What was written while so much was sent is more than that: another round has more to send, not less.
       this.#operation.report({ converges: this.#pages.bytes < bytes });
+      await this.#slowDown(bytes);
       if (this.#round >= MAX_ROUNDS) {
         throw new VmError(`the guest writes memory faster than it is sent: ${this.#left()}`);
       }
     }
+  }
+
+  /** Takes time from a guest that writes too much while `sent` bytes are sent. */
+  async #slowDown(sent: number): Promise<void> {
+    this.#badRounds = this.#pages.bytes > sent * TOO_MUCH_LEFT ? this.#badRounds + 1 : 0;
+    if (!this.#options.autoConverge || this.#badRounds < PATIENCE_ROUNDS) return;
+    const more = this.#throttlePercent === 0 ? FIRST_THROTTLE_PERCENT : MORE_THROTTLE_PERCENT;
+    this.#throttlePercent = Math.min(this.#throttlePercent + more, MAX_THROTTLE_PERCENT);
+    this.#operation.report({ throttle_percent: this.#throttlePercent });
+    await this.#source.throttle(this.#throttlePercent);
   }
 
   /** All that was ever written of RAM. */
@@ -220,8 +247,10 @@ export class Sender {
     this.#isSuspended = true;
     await this.#source.suspend();
     this.#check();
-    this.#addDirty();
-    await this.#sendRound();
+    if (!this.#options.isMemoryShared) {
+      this.#addDirty();
+      await this.#sendRound();
+    }
     await this.#channel.send(STATE, encodeState(await this.#source.state()));
     await this.#channel.receive([READY], READY_TIMEOUT_MS);
     this.#check();
@@ -232,9 +261,9 @@ export class Sender {
   async #commit(): Promise<void> {
     try {
       await this.#channel.send(GO);
-      await this.#channel.receive([RUNNING], RUNNING_TIMEOUT_MS);
+      await this.#channel.receive([RUNNING], this.#options.isMemoryShared ? READY_TIMEOUT_MS : RUNNING_TIMEOUT_MS);
     } catch (error) {
-      if (error instanceof PeerGaveUp) throw error;
+      if (error instanceof PeerGaveUp) throw this.#explainFailure(error);
       this.#channel.fail(error as Error);
       throw new UndecidedError(
         `the destination was told to run the guest and did not say that it does (${(error as Error).message}): ` +
@@ -243,5 +272,14 @@ export class Sender {
       );
     }
     this.#channel.close();
+  }
+
+  /** What it means that the destination does not run the guest after GO. */
+  #explainFailure(error: PeerGaveUp): Error {
+    if (!this.#options.isMemoryShared) return error;
+    return new UndecidedError(
+      `${error.message}; its devices may have used the guest's memory by then: the guest is paused here, vm.reboot it`,
+      { cause: error },
+    );
   }
 }

@@ -8,8 +8,8 @@
  * What is in them is the guest's memory: they are for the owner of this process alone (mode 0600).
  */
 
-import { type FileHandle, mkdir, open, rename, rm, stat } from 'node:fs/promises';
-import { join } from 'node:path';
+import { type FileHandle, mkdir, open, rename, rm, rmdir, stat } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import { nextFileData } from '../../../protocol/sys/sparse-file.ts';
 import { VmConfigError, VmError } from '../errors.ts';
 import { PAGE_BYTES } from '../layout.ts';
@@ -65,6 +65,35 @@ class Pieces {
   }
 }
 
+async function syncDirectory(path: string): Promise<void> {
+  const directory = await open(path, 'r');
+  try {
+    await directory.sync();
+  } finally {
+    await directory.close();
+  }
+}
+
+/**
+ * Makes a directory that a power failure leaves there: its name is in the parent, and files that were synced are lost
+ * with the name of the directory that has them. One that is there already is somebody else's, and as durable as they made it.
+ */
+async function makeDirectory(path: string): Promise<void> {
+  try {
+    await mkdir(path, { mode: 0o700 });
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    if (code === 'EEXIST') return;
+    throw new VmConfigError(`the snapshot's directory cannot be made: ${message}`);
+  }
+  try {
+    await syncDirectory(dirname(path));
+  } catch (error) {
+    await rmdir(path);
+    throw new VmConfigError(`the snapshot's directory cannot be made for good: ${(error as Error).message}`);
+  }
+}
+
 /** A directory that is to become a snapshot. Nothing of it is there under its name until `commit`. */
 export class SnapshotWriter {
   readonly #directory: string;
@@ -80,12 +109,7 @@ export class SnapshotWriter {
    * @throws VmConfigError - it has a snapshot already, or cannot be had
    */
   static async create(directory: string): Promise<SnapshotWriter> {
-    try {
-      await mkdir(directory, { mode: 0o700 });
-    } catch (error) {
-      const { code, message } = error as NodeJS.ErrnoException;
-      if (code !== 'EEXIST') throw new VmConfigError(`the snapshot's directory cannot be made: ${message}`);
-    }
+    await makeDirectory(directory);
     const isThere = await stat(join(directory, STATE_FILE)).then(
       () => true,
       () => false,
@@ -127,12 +151,7 @@ export class SnapshotWriter {
         await rename(join(this.#directory, name + PARTIAL), join(this.#directory, name));
         this.#named.push(name);
       }
-      const directory = await open(this.#directory, 'r');
-      try {
-        await directory.sync();
-      } finally {
-        await directory.close();
-      }
+      await syncDirectory(this.#directory);
     } catch (error) {
       throw new VmError(`snapshot: ${(error as Error).message}`, { cause: error });
     }

@@ -86,7 +86,8 @@ export async function restoreSnapshot(
     checkRanges(machine.memory.ranges, laidOut.ranges);
     await readMemory(directory, machine.memory, progressOf(operation, laidOut.ranges));
     operation.report({ phase: 'devices' });
-    await machine.restore(state);
+    await machine.restoreProcessors(state);
+    await machine.restoreDevices(state);
     operation.signal.throwIfAborted();
     return { machine, config };
   } catch (error) {

@@ -20,6 +20,8 @@ export interface SlotsState {
   readonly slots: readonly SlotState[];
   /** Slots that the guest's tables have as endpoints of the IOMMU. */
   readonly endpoints: readonly number[];
+  /** What the guest has not acknowledged, which is told by the registers of the slots. */
+  readonly isPowerButtonPressed: boolean;
 }
 
 const SLOT = { maximum: MAX_VIRTIO_DEVICES - 1 };
@@ -44,5 +46,9 @@ export function parseSlotsState(value: unknown): SlotsState {
       throw new VmError(`slots: two devices in slot ${slot}`);
   }
   const endpoints = listOf(state.endpoints, 'slots.endpoints', MAX_VIRTIO_DEVICES);
-  return { slots, endpoints: endpoints.map((each, n) => integerOf(each, `slots.endpoints[${n}]`, SLOT)) };
+  return {
+    slots,
+    endpoints: endpoints.map((each, n) => integerOf(each, `slots.endpoints[${n}]`, SLOT)),
+    isPowerButtonPressed: flagOf(state.isPowerButtonPressed, 'slots.isPowerButtonPressed'),
+  };
 }

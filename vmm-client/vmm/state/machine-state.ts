@@ -69,22 +69,30 @@ export class Standstill {
     await this.stopDirtyLog();
   }
 
-  /** Puts a machine that has its memory and never ran into a state. @throws VmError - it is none, or another machine's */
-  async restore(value: unknown): Promise<void> {
+  /**
+   * Puts the processors of a machine that never ran into a state, and what is theirs alone.
+   * @throws VmError - it is none, or another machine's
+   */
+  async restoreProcessors(value: unknown): Promise<void> {
     const { fieldsOf } = await import('./codec.ts');
     const state = fieldsOf(value, 'state of the machine');
-    const { processors, slots, pc } = this.#parts();
+    const { processors, pc } = this.#parts();
     await processors.restore(state.processors);
     await pc.restore(state.pc);
-    await slots.restore(state.slots);
   }
 
-  /** From now on what the guest and the devices write is noted. @throws VmError - a device cannot do that */
-  async startDirtyLog(): Promise<void> {
+  /** Lets the devices, which find their memory there, go on. After the processors. @throws VmError - likewise */
+  async restoreDevices(value: unknown): Promise<void> {
+    const { fieldsOf } = await import('./codec.ts');
+    await this.#parts().slots.restore(fieldsOf(value, 'state of the machine').slots);
+  }
+
+  /** From now on what the devices write is noted, and what the guest writes if wanted. @throws VmError - a device cannot */
+  async startDirtyLog(ofGuest: boolean): Promise<void> {
     const { processors, slots } = this.#parts();
     this.#isLogging = true;
     await slots.startDirtyLog();
-    processors.vm.startDirtyLog();
+    if (ofGuest) processors.vm.startDirtyLog();
   }
 
   takeDirty(): readonly PageRange[] {

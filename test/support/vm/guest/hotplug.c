@@ -1,6 +1,6 @@
 /*
  * Devices that come and go while the guest runs. The registers of the slots and their bits are those of the machine's
- * ACPI methods (PRES, ADDE, REMV, ACKA, ACKR, EJCT in its DSDT), written out here.
+ * ACPI methods (PRES, ADDE, REMV, ACKA, ACKR, EJCT, BTNS, ACKB in its DSDT), written out here.
  */
 
 #include "blk.h"
@@ -14,6 +14,8 @@
 #define ACKNOWLEDGE_ADDED 0x0c
 #define ACKNOWLEDGE_REMOVING 0x10
 #define EJECT 0x14
+#define BUTTONS 0x18
+#define ACKNOWLEDGE_BUTTONS 0x1c
 #define INTERRUPT 3
 #define SLOTS 19
 #define BATCH 32
@@ -44,6 +46,16 @@ static void check_disk(struct disk *disk, u64 seed) {
     failures += blk_transfer(disk, 0, BLK_IN, sector, buffer, 8 * SECTOR) != BLK_OK;
     mismatches += count_mismatches(buffer, sector, 8, seed);
   }
+}
+
+/* Whether the power button was pressed. */
+static bool asked_to_end(void) {
+  u32 buttons = *hotplug(BUTTONS);
+  if (buttons == 0) return false;
+  *hotplug(ACKNOWLEDGE_BUTTONS) = buttons;
+  report("hotplug", "button", buttons);
+  report("hotplug", "button_left", *hotplug(BUTTONS));
+  return true;
 }
 
 /* Drives what has come into a slot. */
@@ -124,7 +136,7 @@ static void misbehave(void) {
 
 /*
  * job=hotplug: rounds=N kb=SIZE busy=0|1 load=0|1 bad=0|1. Takes what is added, lets go of what is wanted back, until N
- * devices are gone. With load=1 it writes to and reads from the first disk of the machine meanwhile; with bad=1 it does
+ * devices are gone or the power button is pressed. With load=1 it writes to and reads from the first disk of the machine meanwhile; with bad=1 it does
  * first what it is not to do.
  */
 void job_hotplug(void) {
@@ -153,6 +165,7 @@ void job_hotplug(void) {
       failures += blk_transfer(&loaded, 0, BLK_IN, sector, own, 8 * SECTOR) != BLK_OK;
       mismatches += count_mismatches(own, sector, 8, requests);
     }
+    if (asked_to_end()) break;
     u32 added = *hotplug(ADDED), removing = *hotplug(REMOVING);
     if ((added | removing) == 0) {
       relax();
@@ -183,6 +196,8 @@ void job_hotplug(void) {
 
 /* The devices as job=pattern uses them. Of each slot with a disk how often that was written, and when it goes. */
 static u64 written[SLOTS], leaves[SLOTS];
+/* With hold=1 what is wanted back stays until a byte comes in by the serial port. */
+static bool is_held;
 
 void open_hotplug(void) {
   buffer = allocate(BATCH * 4096);
@@ -205,9 +220,14 @@ static void visit(u32 slot) {
 }
 
 void follow_hotplug(u64 now) {
+  asked_to_end();
   u32 added = *hotplug(ADDED), removing = *hotplug(REMOVING);
   if (added != 0) *hotplug(ACKNOWLEDGE_ADDED) = added;
   if (removing != 0) *hotplug(ACKNOWLEDGE_REMOVING) = removing;
+  if (is_held && (in8(0x3fd) & 1) != 0) {
+    in8(0x3f8);
+    is_held = false;
+  }
   for (u32 slot = 0; slot < SLOTS; slot++) {
     if ((added >> slot & 1) != 0) {
       written[slot] = 0;
@@ -217,9 +237,10 @@ void follow_hotplug(u64 now) {
     }
     if ((removing >> slot & 1) != 0) {
       leaves[slot] = now + number_parameter("keep", 0) + 1;
+      is_held = number_parameter("hold", 0) != 0;
       report("hotplug", "wanted_back", slot);
     }
-    if (leaves[slot] == 0 || now < leaves[slot]) continue;
+    if (leaves[slot] == 0 || now < leaves[slot] || is_held) continue;
     leaves[slot] = written[slot] = 0;
     let_go(slot, 0);
     report("hotplug", "removed", slot);

@@ -40,11 +40,13 @@ boot:
     movl $0x41, 0xfec00010
     movl $0x19, 0xfec00000
     movl $0, 0xfec00010
-    /* Timer: deadline mode, vector 0x42; one second from now (ebp: ticks of a second). */
+    /* Timer: deadline mode, vector 0x42; four times ebp ticks from now. */
     movl $0x40042, 0xfee00320
     rdtsc
+    .rept 4
     add %ebp, %eax
     adc $0, %edx
+    .endr
     mov $0x6e0, %ecx
     wrmsr
     mov $0x01000000, %eax

@@ -27,7 +27,6 @@ describe('who is alone with the disk', () => {
 
   it('nobody at first, and requests of all are counted', () => {
     expect([a.tryBegin(0), b.tryBegin(1), b.tryBegin(1)]).toEqual([true, true, true]);
-    expect([a.isTaken(0), b.isTaken(1)]).toEqual([false, false]);
     expect(a.inFlight).toBe(3);
     a.end();
     b.end();
@@ -45,12 +44,57 @@ describe('who is alone with the disk', () => {
     b.tryBegin(1);
     a.tryTake(0);
 
-    expect([b.isTaken(1), b.tryBegin(1), b.tryBegin(1), a.inFlight]).toEqual([true, false, false, 1]);
-    expect(a.isTaken(0)).toBe(false);
+    expect([b.tryBegin(1), b.tryBegin(1), a.inFlight]).toEqual([false, false, 1]);
     b.end();
     expect(a.inFlight).toBe(0);
     a.shareAgain();
-    expect([b.isTaken(1), b.tryBegin(1), a.inFlight]).toEqual([false, true, 1]);
+    expect([b.tryBegin(1), a.inFlight]).toEqual([true, 1]);
+  });
+
+  it('is told when the last of the others ends, who then are told when they may go on', async () => {
+    const told = (state: BlkDiskState, seen: number) => new Promise<void>((done) => state.whenChanged(seen, done));
+    b.tryBegin(1);
+    b.tryBegin(1);
+    const before = a.changes;
+    a.tryTake(0);
+    b.end();
+    expect([a.inFlight, a.changes]).toEqual([1, before]);
+    const alone = told(a, before);
+    b.end();
+    await alone;
+    expect(a.inFlight).toBe(0);
+
+    const after = b.changes;
+    b.tryBegin(1);
+    const seen = b.changes;
+    expect(b.tryBegin(1)).toBe(false);
+    const shared = told(b, seen);
+    a.shareAgain();
+    await shared;
+    expect(b.tryBegin(1)).toBe(true);
+    // What changed already is told too, though not before this is over.
+    let isTold = false;
+    const late = told(b, after).then(() => {
+      isTold = true;
+    });
+    expect(isTold).toBe(false);
+    await late;
+  });
+
+  it('is not told of those who come in vain', () => {
+    a.tryTake(0);
+    const before = a.changes;
+    expect(b.tryBegin(1)).toBe(false);
+    expect(a.changes).toBe(before);
+  });
+
+  it('costs those nothing who have it for themselves', () => {
+    const before = a.changes;
+    for (let i = 0; i < 10; i += 1) {
+      a.tryBegin(0);
+      a.end();
+    }
+    expect(a.changes).toBe(before);
   });
 });
 

@@ -98,6 +98,7 @@ beforeEach(async () => {
     memory,
     iotlb: undefined,
     dirtyLog: undefined,
+    awaitsLog: false,
     ringFeatures: { packed: false, indirect: true, eventIdx: false, inOrder: false },
     log,
     wake: () => undefined,

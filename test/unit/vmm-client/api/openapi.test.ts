@@ -22,6 +22,7 @@ describe('the OpenAPI document', () => {
       '/vm.pause': ['put'],
       '/vm.resume': ['put'],
       '/vm.shutdown': ['put'],
+      '/vm.power-button': ['put'],
       '/vm.reboot': ['put'],
       '/vm.delete': ['put'],
       '/vm.add-disk': ['put'],

@@ -30,8 +30,8 @@ const accepted: readonly (readonly [route: string, operation: string, body: obje
   [
     'vm.send-migration',
     'sendMigration',
-    { destination_url: 'unix:/m', local: false, connections: 1 },
-    { destination_url: 'unix:/m' },
+    { destination_url: 'unix:/m', local: false, auto_converge: true, connections: 1 },
+    { destination_url: 'unix:/m', local: false, auto_converge: true },
   ],
   ['vm.receive-migration', 'receiveMigration', { receiver_url: 'unix:/m', devices: [{ id: 'n', tap: 't' }] }],
 ];
@@ -68,7 +68,11 @@ const refused: readonly (readonly [sentence: string, body: unknown])[] = [
     { destination_url: 'unix:/m', downtime_ms: 60_001 },
   ],
   ['vm.send-migration: timeout_s: 0 is below the minimum of 1', { destination_url: 'unix:/m', timeout_s: 0 }],
-  ['vm.send-migration: local: memory is always sent', { destination_url: 'unix:/m', local: true }],
+  ['vm.send-migration: local: 1 is not true or false', { destination_url: 'unix:/m', local: 1 }],
+  [
+    'vm.send-migration: connections: memory goes through one connection',
+    { destination_url: 'unix:/m', connections: 2 },
+  ],
   ['vm.receive-migration: receiver_url is missing', {}],
 ];
 

@@ -166,6 +166,7 @@ describe('a device that is moved', () => {
     expect(handedOver).toEqual([
       'SET_FEATURES',
       'SET_MEM_TABLE+1',
+      'GET_INFLIGHT_FD',
       'SET_INFLIGHT_FD+1',
       'SET_CONFIG',
       'SET_DEVICE_STATE_FD+1',

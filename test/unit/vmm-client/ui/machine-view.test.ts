@@ -100,8 +100,8 @@ describe('What can be done with a machine', () => {
   const actions = (state: string, control: boolean) => viewMachine(NAMED, round({ state }), undefined, control).actions;
 
   it('depends on its state, and is nothing without control', () => {
-    expect(actions('Running', true)).toEqual(['pause', 'reboot', 'shutdown']);
-    expect(actions('Paused', true)).toEqual(['resume', 'reboot', 'shutdown']);
+    expect(actions('Running', true)).toEqual(['pause', 'power-button', 'reboot', 'shutdown']);
+    expect(actions('Paused', true)).toEqual(['resume', 'power-button', 'reboot', 'shutdown']);
     expect(actions('Shutdown', true)).toEqual(['boot']);
     for (const state of ['strange', 'constructor', '__proto__']) {
       expect(actions(state, true)).toEqual([]);

@@ -216,7 +216,7 @@ describe("The page's server", () => {
     const ui = await start({ sockets: () => [socket], token: TOKEN, control: true });
     const bearer = { Authorization: `Bearer ${TOKEN}` };
     const { key, actions } = await firstMachine(ui, bearer);
-    expect(actions).toEqual(['pause', 'reboot', 'shutdown']);
+    expect(actions).toEqual(['pause', 'power-button', 'reboot', 'shutdown']);
     control.calls.length = 0;
     const json = { ...bearer, 'Content-Type': 'application/json' };
     const path = `/api/machines/${key}/pause`;

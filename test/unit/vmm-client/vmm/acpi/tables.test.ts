@@ -104,10 +104,11 @@ describe('the tables', () => {
     '890600030117000000' +
     '7900';
   const REGISTERS =
-    '5b8048505247000c000010d00a18' + // OperationRegion (HPRG, SystemMemory, 0xd0100000, 0x18)
-    '5b81244850524703' + // Field (HPRG, DWordAcc, NoLock, Preserve) {
+    '5b8048505247000c000010d00a20' + // OperationRegion (HPRG, SystemMemory, 0xd0100000, 0x20)
+    '5b812e4850524703' + // Field (HPRG, DWordAcc, NoLock, Preserve) {
     '5052455320414444452052454d5620' + //   PRES, 32, ADDE, 32, REMV, 32,
-    '41434b412041434b5220454a435420'; //   ACKA, 32, ACKR, 32, EJCT, 32 }
+    '41434b412041434b5220454a435420' + //  ACKA, 32, ACKR, 32, EJCT, 32,
+    '42544e532041434b4220'; //             BTNS, 32, ACKB, 32 }
 
   it('DSDT: the registers of hotplug, then nineteen slots with a virtio-mmio device each', () => {
     const dsdt = Buffer.from(tablesOf(NO_DEVICES).dsdt.slice(36)).toString('hex');
@@ -133,7 +134,12 @@ describe('the tables', () => {
     // Local0 = REMV; ACKR = Local0; If (Local0 & One) { Notify (S000, 0x03) }; ...
     const removing = '7052454d5660706041434b52a00c7b60010086533030300a03a00d7b600a020086533030310a03';
     expect(method).toContain(`a00f7b600c0000040000865330313201${removing}`);
-    expect(method).toMatch(/a0107b600c000004000086533031320a03085c5f53355f1207040a05000000$/);
+    // Local0 = BTNS; ACKB = Local0; If (Local0 & One) { Notify (PWRB, 0x80) }
+    const button = '7042544e5360706041434b42a00c7b60010086505752420a80';
+    const end = '085c5f53355f1207040a05000000';
+    expect(method.endsWith(`a0107b600c000004000086533031320a03${button}${end}`)).toBe(true);
+    // Device (PWRB) { Name (_HID, "PNP0C0C") }
+    expect(dsdt).toContain('5b8213505752425f4849440d504e503043304300'.replace('425f', '42085f'));
   });
 
   it('DSDT: the serial port behind the slots, and soft off', () => {

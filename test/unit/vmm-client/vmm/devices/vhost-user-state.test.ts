@@ -1,6 +1,8 @@
 /** What a back end is told of a device that is suspended, goes on, goes on elsewhere, is logged, or gets memory. */
 
 import { describe, expect, it } from 'vitest';
+import { createSealedMemfd } from '../../../../../protocol/sys/owned-fd.ts';
+import { FRONTEND } from '../../../../../protocol/vhost-user/messages.ts';
 import { VmError } from '../../../../../vmm-client/vmm/errors.ts';
 import { GuestRam } from '../../../../support/frontend/guest-ram.ts';
 import { eventually } from '../../../../support/frontend/process-probe.ts';
@@ -80,6 +82,16 @@ describe('a device that is suspended', () => {
     expect(backend.log).toEqual([]);
   });
 
+  it('and that nobody uses hears of it while its guest moves: it may keep others away', async () => {
+    const { backend, transport } = await plug();
+    await transport.startDirtyLog();
+    expect((await transport.suspend()).device).toMatchObject({ phase: 'idle', rings: [] });
+    expect(backend.log).toEqual(['SET_FEATURES', 'RESET_DEVICE', 'SET_FEATURES']);
+    expect(backend.last.get('SET_FEATURES')).toBe(mask(30));
+    await transport.resume();
+    await transport.stopDirtyLog();
+  });
+
   it('can be reset then', async () => {
     const { backend, guest, transport, driver } = await plug();
     await guest.start();
@@ -139,9 +151,21 @@ describe('a device that goes on elsewhere', () => {
     const state = await takeState();
     const { backend, transport } = await plug();
     await transport.restore(state);
-    expect(backend.log).toEqual(['SET_FEATURES', 'SET_MEM_TABLE+1', 'SET_INFLIGHT_FD+1', ...VRING, 'GET_CONFIG']);
+    expect(backend.log).toEqual([...HAND_OVER, 'GET_CONFIG']);
     expect(backend.last.get('SET_FEATURES')).toBe(mask(9, 30, 32));
     expect(backend.last.get('SET_VRING_BASE')).toEqual({ index: 0, num: 77 });
+    expect(backend.last.get('SET_INFLIGHT_FD')).toMatchObject({ mmapSize: 4096, numQueues: 1, queueSize: 64 });
+  });
+
+  it('gives it a region like the one before where it would make a smaller one', async () => {
+    const state = await takeState();
+    const ask: Script['answer'] = (name, payload) => {
+      if (name !== 'GET_INFLIGHT_FD') return answer(name, payload, []);
+      const area = { ...FRONTEND.GET_INFLIGHT_FD.request.decode(payload), mmapSize: 2048 };
+      return { payload: FRONTEND.GET_INFLIGHT_FD.request.encode(area), fds: [createSealedMemfd('smaller', 2048)] };
+    };
+    const { backend, transport } = await plug({ answer: ask });
+    await transport.restore(state);
     expect(backend.last.get('SET_INFLIGHT_FD')).toMatchObject({ mmapSize: 4096, numQueues: 1, queueSize: 64 });
   });
 

@@ -49,6 +49,20 @@ describe('the registers of hotplug', () => {
     expect([bitmaps(), registers.isRemoving(2), raised]).toEqual([[4, 0, 4], true, 2]);
   });
 
+  it('tell that the power button was pressed until the guest has acknowledged it', () => {
+    const buttons = (): number => page.data.getUint32(0x18, true);
+    registers.pressPowerButton();
+    registers.pressPowerButton();
+    expect([buttons(), registers.isPowerButtonPressed, raised]).toEqual([1, true, 2]);
+    registers.write(0x1c, 4, 2);
+    expect(registers.isPowerButtonPressed).toBe(true);
+    registers.write(0x1c, 4, 1);
+    expect([buttons(), registers.isPowerButtonPressed]).toEqual([0, false]);
+    registers.pressPowerButton();
+    registers.reset();
+    expect([buttons(), registers.isPowerButtonPressed]).toEqual([0, false]);
+  });
+
   it('pass on which slot is ejected, and forget it when it is empty', () => {
     registers.add(2);
     registers.requestRemoval(2);

@@ -34,6 +34,10 @@ export class FakeRam {
     return (this.#buffers[index] as Buffer).subarray(offset, offset + length);
   }
 
+  write(guestAddress: number, pages: Buffer): void {
+    pages.copy(this.bytes({ guestAddress, length: pages.length }));
+  }
+
   *dataRanges({ guestAddress, length }: PageRange): Iterable<PageRange> {
     for (let at = guestAddress; at < guestAddress + length; at += PAGE) {
       if (!this.touched.has(at)) continue;
@@ -89,6 +93,9 @@ export class FakeSource implements MigrationSource {
   async stopDirtyLog(): Promise<void> {
     this.calls.push('stopDirtyLog');
   }
+  async throttle(percent: number): Promise<void> {
+    this.calls.push(`throttle ${percent}`);
+  }
   async suspend(): Promise<void> {
     this.calls.push('suspend');
     await this.onSuspend();
@@ -110,10 +117,13 @@ export class FakeTarget implements MigrationTarget {
   onRun: () => void = () => undefined;
   onClose: () => void = () => undefined;
 
-  async restore(state: unknown): Promise<void> {
+  async restoreProcessors(state: unknown): Promise<void> {
     this.calls.push('restore');
     this.onRestore();
     this.state = state;
+  }
+  async restoreDevices(): Promise<void> {
+    this.calls.push('devices');
   }
   async resume(): Promise<void> {
     this.calls.push('run');

@@ -1,8 +1,18 @@
 /** Snapshots as files: sparse, whole or not there. */
 
-import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
+import { type FileHandle, open } from 'node:fs/promises';
 import { join } from 'node:path';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import { readMemory, readTexts, SnapshotWriter } from '../../../../../vmm-client/vmm/migration/snapshot-files.ts';
 import { cleanupAfterEach } from '../../../../support/cleanup.ts';
 import { FakeRam, HIGH, PAGE } from './fakes.ts';
@@ -42,6 +52,42 @@ describe('a snapshot', () => {
     const memory = readFileSync(join(directory, 'memory-ranges'));
     expect([memory[PAGE], memory[300 * PAGE], memory[(2 << 20) + 255 * PAGE]]).toEqual([1, 3, 4]);
     expect(await readTexts(directory)).toEqual(texts);
+  });
+
+  it.each([
+    ['a new one', false],
+    ['one that is there', true],
+  ])('has a name for good: what its directory is in is synced for %s', async (_, isThere) => {
+    const parent = cleanup.directory();
+    const directory = join(parent, 'snapshot');
+    if (isThere) mkdirSync(directory);
+    const probe = await open(parent);
+    const files = Object.getPrototypeOf(probe) as FileHandle;
+    await probe.close();
+    const synced: string[] = [];
+    const sync = vi.spyOn(files, 'sync').mockImplementation(async function (this: FileHandle) {
+      synced.push(readlinkSync(`/proc/self/fd/${this.fd}`));
+    });
+    cleanup.add(() => sync.mockRestore());
+
+    await save(directory);
+
+    expect(synced.slice(-1)).toEqual([directory]);
+    expect(synced.filter((path) => path === parent)).toHaveLength(isThere ? 0 : 1);
+  });
+
+  it('whose name cannot be synced is not begun', async () => {
+    const directory = join(cleanup.directory(), 'snapshot');
+    const probe = await open(cleanup.directory());
+    const files = Object.getPrototypeOf(probe) as FileHandle;
+    await probe.close();
+    const sync = vi.spyOn(files, 'sync').mockRejectedValue(new Error('EIO: i/o error, fsync'));
+    cleanup.add(() => sync.mockRestore());
+
+    await expect(SnapshotWriter.create(directory)).rejects.toThrow(
+      "the snapshot's directory cannot be made for good: EIO: i/o error, fsync",
+    );
+    expect(existsSync(directory)).toBe(false);
   });
 
   it('fills RAM as it was', async () => {

@@ -9,24 +9,36 @@ const slot = { slot: 3, id: 'a', isAdded: true, isRemoving: false, isRemovalRequ
 
 describe('a state of slots', () => {
   it('is what it was', () => {
-    const state = { slots: [slot, { ...slot, slot: 18, id: 'b' }], endpoints: [0, 18] };
+    const state = { slots: [slot, { ...slot, slot: 18, id: 'b' }], endpoints: [0, 18], isPowerButtonPressed: true };
     expect(parseSlotsState(state)).toEqual(state);
-    expect(parseSlotsState({ slots: [], endpoints: [] })).toEqual({ slots: [], endpoints: [] });
+    expect(parseSlotsState({ slots: [], endpoints: [], isPowerButtonPressed: false })).toEqual({
+      slots: [],
+      endpoints: [],
+      isPowerButtonPressed: false,
+    });
   });
 
   it.each<[string, unknown]>([
     ['nothing', undefined],
     ['a list', []],
-    ['no slots', { endpoints: [] }],
-    ['no endpoints', { slots: [] }],
-    ['a slot that is none', { slots: [{ ...slot, slot: 19 }], endpoints: [] }],
-    ['half a slot', { slots: [{ ...slot, slot: 0.5 }], endpoints: [] }],
-    ['two in one', { slots: [slot, { ...slot, id: 'b' }], endpoints: [] }],
-    ['an id that is no text', { slots: [{ ...slot, id: 1 }], endpoints: [] }],
-    ['a flag that is none', { slots: [{ ...slot, isRemoving: 0 }], endpoints: [] }],
-    ['twenty slots', { slots: Array.from({ length: 20 }, (_, n) => ({ ...slot, slot: n })), endpoints: [] }],
+    ['no slots', { endpoints: [], isPowerButtonPressed: false }],
+    ['no endpoints', { slots: [], isPowerButtonPressed: false }],
+    ['no button', { slots: [], endpoints: [] }],
+    ['a slot that is none', { slots: [{ ...slot, slot: 19 }], endpoints: [], isPowerButtonPressed: false }],
+    ['half a slot', { slots: [{ ...slot, slot: 0.5 }], endpoints: [], isPowerButtonPressed: false }],
+    ['two in one', { slots: [slot, { ...slot, id: 'b' }], endpoints: [], isPowerButtonPressed: false }],
+    ['an id that is no text', { slots: [{ ...slot, id: 1 }], endpoints: [], isPowerButtonPressed: false }],
+    ['a flag that is none', { slots: [{ ...slot, isRemoving: 0 }], endpoints: [], isPowerButtonPressed: false }],
+    [
+      'twenty slots',
+      {
+        slots: Array.from({ length: 20 }, (_, n) => ({ ...slot, slot: n })),
+        endpoints: [],
+        isPowerButtonPressed: false,
+      },
+    ],
     ['an endpoint that is no slot', { slots: [], endpoints: [-1] }],
-    ['null', { slots: [null], endpoints: [] }],
+    ['null', { slots: [null], endpoints: [], isPowerButtonPressed: false }],
   ])('with %s is refused', (_, state) => {
     expect(() => parseSlotsState(state)).toThrow(
       expect.objectContaining({ code: 'VM', message: expect.stringMatching(/^slots/) }),
@@ -48,7 +60,11 @@ describe('slots that are restored', () => {
         done = true;
       }),
     ];
-    const { slots: states } = parseSlotsState({ slots: [slot, { ...slot, slot: 4, id: 'b' }], endpoints: [] });
+    const { slots: states } = parseSlotsState({
+      slots: [slot, { ...slot, slot: 4, id: 'b' }],
+      endpoints: [],
+      isPowerButtonPressed: false,
+    });
 
     await expect(restoreSlots(slots, states, {} as HotplugRegisters)).rejects.toThrow('not this disk');
 
