@@ -1,5 +1,6 @@
 /** File descriptors with one owner each, and the questions the suite asks of a descriptor that a peer sent. */
 
+import { close as closeFile } from 'node:fs';
 import { EPERM, SysError } from './errors.ts';
 import { checked, lastErrno, libc } from './libc.ts';
 import { allocatePinned } from './pinned.ts';
@@ -79,6 +80,12 @@ export class OwnedFd {
     if (this.#fd < 0) return;
     libc.close(this.#fd);
     this.#fd = -1;
+  }
+
+  /** The same on the thread pool, for the last one of a large file without a name: all of its pages are given back. */
+  closeLater(): void {
+    if (this.#fd < 0) return;
+    closeFile(this.take(), () => undefined);
   }
 }
 

@@ -229,7 +229,7 @@ describeWithPeers(vmGuestPeers, 'A virtual machine', () => {
       serial: { mode: 'Tty' },
       console: { mode: 'Off' },
     };
-    const held: number[] = [];
+    let held = Number.POSITIVE_INFINITY;
     const guestMemory: number[] = [];
     for (let round = 0; round < 4; round++) {
       const from = vmm.child.mark();
@@ -239,11 +239,15 @@ describeWithPeers(vmGuestPeers, 'A virtual machine', () => {
       await vmm.put(round % 2 === 0 ? 'vm.delete' : 'vm.shutdown');
       if (round % 2 === 1) await vmm.put('vm.delete');
       expect(vmm.daemons()).toEqual([]);
-      held.push(vmm.child.fdCount());
+      // The first machine loads modules and makes the event loop's descriptors. Connections of the API come and go.
+      const count = await eventually(
+        'descriptors',
+        () => vmm.child.fdCount(),
+        (now) => now <= held,
+      );
+      if (round === 1) held = count;
       guestMemory.push(vmm.memfds());
     }
-    // The first machine loads modules and makes the event loop's descriptors.
-    expect(held.slice(2)).toEqual([held[1], held[1]]);
     expect(guestMemory).toEqual([0, 0, 0, 0]);
     await vmm.put('vmm.shutdown');
     expect(await vmm.child.waitForClose(DEADLINE_MS)).toEqual(SHUT_DOWN);

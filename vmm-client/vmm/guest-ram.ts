@@ -248,7 +248,7 @@ export class GuestRam {
     this.#regions = [];
     this.#withdrawn.clear();
     this.memory.clear();
-    for (const { memfd } of regions) memfd.close();
+    for (const { memfd } of regions) memfd.closeLater();
   }
 }
 

@@ -32,7 +32,6 @@ export async function receiveMachine(
     onListening: () => operation.report({ phase: 'waiting' }),
     warn: (line) => environment.log.warn(line),
   });
-  const channel = new Channel(socket, SILENCE_MS);
   const build = async (offered: CheckedConfig, layout: MachineLayout) => {
     const config = adjust(offered);
     refuseNamedMemory(config);
@@ -44,7 +43,7 @@ export async function receiveMachine(
     return { config, machine: await Machine.open(config, origin, environment, onEnd) };
   };
   try {
-    return await receiveGuest(channel, build, operation, memory.length > 0);
+    return await receiveGuest(new Channel(socket, SILENCE_MS), build, operation, memory.length > 0);
   } catch (error) {
     // What a machine took is closed with it.
     for (const each of memory) each.close();
