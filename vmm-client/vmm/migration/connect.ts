@@ -1,6 +1,8 @@
 /** The source's end of a migration's connection: it dials, and finds out who answers. */
 
 import { connect, type Socket } from 'node:net';
+import { setTimeout as delay } from 'node:timers/promises';
+import { EAGAIN, SysError } from '../../../protocol/sys/errors.ts';
 import { UnixStream } from '../../../protocol/sys/unix-socket.ts';
 import { VmError } from '../errors.ts';
 import { nameOfPeer, type PeerAddress } from '../urls.ts';
@@ -8,6 +10,7 @@ import { greet } from './greeting.ts';
 import { type Line, TcpLine, UnixLine } from './line.ts';
 
 const CONNECT_TIMEOUT_MS = 10_000;
+const RETRY_MS = 10;
 
 /**
  * Connects to a destination that waits. `memory`: descriptors that it gets, which stay the caller's.
@@ -46,11 +49,31 @@ export async function connectPeer(
 
 /** `onDial` gets what ends the attempt. */
 function dial(to: PeerAddress, onDial: (end: (reason: Error) => void) => void): Promise<Line> {
-  return new Promise((resolve, reject) => {
-    if (to.kind === 'unix') {
-      resolve(new UnixLine(UnixStream.connect(to.path)));
-      return;
+  return to.kind === 'unix' ? dialUnix(to.path, onDial) : dialTcp(to, onDial);
+}
+
+/** A listener that others are in front of is waited for. */
+async function dialUnix(path: string, onDial: (end: (reason: Error) => void) => void): Promise<Line> {
+  let ended: Error | undefined;
+  onDial((reason) => {
+    ended = reason;
+  });
+  for (;;) {
+    try {
+      return new UnixLine(UnixStream.connect(path));
+    } catch (error) {
+      if (!(error instanceof SysError) || error.errno !== EAGAIN) throw error;
+      await delay(RETRY_MS);
+      if (ended !== undefined) throw ended;
     }
+  }
+}
+
+function dialTcp(
+  to: { readonly host: string; readonly port: number },
+  onDial: (end: (reason: Error) => void) => void,
+): Promise<Line> {
+  return new Promise((resolve, reject) => {
     const socket = connect({ host: to.host, port: to.port });
     const fail = (error: Error): void => {
       socket.destroy();

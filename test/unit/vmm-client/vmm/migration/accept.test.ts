@@ -4,8 +4,10 @@ import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import { connect, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
 import { createSealedMemfd, isSizeSealed, statFd } from '../../../../../protocol/sys/owned-fd.ts';
+import { UnixListener, UnixStream } from '../../../../../protocol/sys/unix-socket.ts';
 import { type AcceptOptions, acceptPeer, type Source } from '../../../../../vmm-client/vmm/migration/accept.ts';
 import { connectPeer } from '../../../../../vmm-client/vmm/migration/connect.ts';
 import { VERSION } from '../../../../../vmm-client/vmm/migration/frames.ts';
@@ -178,6 +180,20 @@ describe('A source', () => {
   ])('says so when the peer is %s', async (_, bytes, sentence) => {
     const at = await answer(bytes);
     await expect(connectPeer(at, NEVER)).rejects.toThrow(sentence);
+  });
+
+  it('waits for a destination that has no time yet, until it is told not to', async () => {
+    const path = join(cleanup.directory(), 'm');
+    const listener = UnixListener.listen(path, undefined, 0);
+    cleanup.add(() => listener.close());
+    const first = UnixStream.connect(path);
+    cleanup.add(() => first.close());
+    const abort = new AbortController();
+    const connecting = connectPeer({ kind: 'unix', path }, abort.signal);
+    const outcome = connecting.catch((error: Error) => error.message);
+    expect(await Promise.race([outcome, delay(100, 'it waits')])).toBe('it waits');
+    abort.abort(new Error('enough'));
+    expect(await outcome).toBe('enough');
   });
 
   it('gives up when it is told to', async () => {
