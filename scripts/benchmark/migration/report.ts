@@ -180,7 +180,8 @@ had ${disturbance(results)} %. The guest, the source and the destination share t
   machine and of the reader.
 * **Guests that write**: one word of each page, page after page, in 128 MiB; as many as it can with two processors; **written** is what it
   did before the migration: with the log on it is slower, because each page that it writes to first faults. A migration is
-  given up after 5 s, ours also after 40 rounds.
+  given up after 5 s, ours also after 40 rounds. Ours slows a guest down that leaves too much (\`auto_converge\`); QEMU's capability
+  of that name is off.
 * **Dirty log**: the guest does what it can for ${seconds / 2} s, for ${seconds} s in a migration that does not end, and for ${seconds / 2} s after that was cancelled.
   A process in between keeps each answer of the destination back for 100 ms or more, so that there are up to ten rounds a second:
   each takes the log, sends the pages, and makes the guest fault once for each page that it writes to next. What is lost is
