@@ -14,6 +14,7 @@ import { join } from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
 import { statFd } from '../../../../protocol/sys/owned-fd.ts';
 import { GuestRam, ramRanges } from '../../../../vmm-client/vmm/guest-ram.ts';
+import { openFiles } from '../../../support/frontend/process-probe.ts';
 
 const GiB = 2 ** 30;
 const NO_LIMIT = 2 ** 46;
@@ -26,8 +27,11 @@ if (!enough) process.stderr.write('skipped: huge pages of pieces: fewer than 8 a
 
 const open: GuestRam[] = [];
 const directories: string[] = [];
-afterEach(() => {
+afterEach(async () => {
   for (const ram of open.splice(0)) ram.close();
+  // RAM is given back on the thread pool, and its descriptors with it.
+  const isRam = (file: string): boolean => file.startsWith('/memfd:ringside-ram');
+  await expect.poll(() => openFiles(process.pid).filter(isRam), { timeout: 5000 }).toEqual([]);
   for (const directory of directories.splice(0)) rmSync(directory, { recursive: true });
 });
 
