@@ -161,7 +161,8 @@ describe('GuestRam', () => {
       ram.close();
       const descriptors = readdirSync('/proc/self/fd').length;
       expect(() => ram.addRegion(START, 1 << 20)).toThrow('RAM is gone: the machine has ended');
-      expect(readdirSync('/proc/self/fd').length).toBe(descriptors);
+      // Those of RAM are being closed meanwhile.
+      expect(readdirSync('/proc/self/fd').length).toBeLessThanOrEqual(descriptors);
     });
 
     it('that a machine had elsewhere are there from the start', () => {
